@@ -1,0 +1,1 @@
+"""The orchestrator: decides what to try, hands it to workers, keeps what they say."""
