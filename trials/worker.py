@@ -14,6 +14,7 @@ def work(assignment: Assignment, driver: Driver) -> None:
 
     Raises `InputError` where the user must change something, before the first trial.
     """
+    driver.progress("loading libraries", 0, 0)  # it takes seconds, so say so first
     engine, setup = engine_module(assignment.engine.name).prepare(assignment, driver)
     driver.prepared(setup)
     engine.run(driver)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,3 +52,93 @@ class Observer(Protocol):
 
     def closed(self, closed: Closed) -> None:
         """Once, at the end of this run, even after an error or Ctrl-C."""
+
+
+class Observers:
+    """All observers as one. One that raises is reported in a line, once, and sees nothing more.
+
+    If it has a method `stop`, that is called, to give back a terminal or a process.
+    """
+
+    def __init__(
+        self, observers: Sequence[Observer], note: Callable[[str], None] | None = None
+    ) -> None:
+        self._observers = list(observers)
+        self._note = note or _to_standard_error
+
+    def progress(self, worker: str, what: str, done: int, total: int) -> None:
+        """See `Observer`."""
+        self._show(lambda observer: observer.progress(worker, what, done, total))
+
+    def opened(self, opened: Opened) -> None:
+        """See `Observer`."""
+        self._show(lambda observer: observer.opened(opened))
+
+    def started(self, trial: TrialConfig, params: Mapping[str, Any], worker: str) -> None:
+        """See `Observer`."""
+        self._show(lambda observer: observer.started(trial, params, worker))
+
+    def reported(self, report: Report, verdict: Verdict) -> None:
+        """See `Observer`."""
+        self._show(lambda observer: observer.reported(report, verdict))
+
+    def finished(self, trial: TrialConfig, result: TrialResult) -> None:
+        """See `Observer`."""
+        self._show(lambda observer: observer.finished(trial, result))
+
+    def closed(self, closed: Closed) -> None:
+        """See `Observer`."""
+        self._show(lambda observer: observer.closed(closed))
+
+    def note(self, text: str) -> None:
+        """A line for the user that is no event: a worker started anew, an observer dropped."""
+        try:
+            self._note(text)
+        except Exception:  # the console itself is broken
+            self._note = _to_standard_error
+            self._note(text)
+
+    def _show(self, step: Callable[[Observer], None]) -> None:
+        for observer in list(self._observers):
+            try:
+                step(observer)
+            except Exception as error:
+                self._observers.remove(observer)
+                _stop(observer)
+                name = type(observer).__name__
+                self.note(f"{name} failed and is left out: {type(error).__name__}: {error}")
+
+
+def build_observers(config: SweepConfig) -> Observers:
+    """The observers of a sweep. The terminal says its first line now; nothing is written yet."""
+    from sweep.observers.console import build_console
+    from sweep.observers.files import Files
+    from sweep.observers.log import Log
+
+    console, log = build_console(config), Log()
+
+    def note(text: str) -> None:
+        console.note(text)
+        log.note(text)
+
+    observers: list[Observer] = [Files(), log, console]
+    if config.tracking.name == "wandb":
+        from sweep.observers.wandb import Wandb
+
+        observers.append(Wandb(note=note))  # after the leaderboard: its end may take long
+    return Observers(observers, note=note)
+
+
+def _stop(observer: Observer) -> None:
+    try:
+        getattr(observer, "stop", lambda: None)()
+    except Exception:
+        pass  # it is reported already
+
+
+def _to_standard_error(text: str) -> None:
+    """The last resort; a closed or broken stream is no reason to lose a trial."""
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass

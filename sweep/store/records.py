@@ -1,10 +1,14 @@
-"""Our tables beside Optuna's, in the same database: what Optuna has no place for."""
+"""Studies and trials as our tables hold them."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import sqlalchemy as sa
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,3 +57,31 @@ class StudyRecord:
     started_at: float
     seconds: float  # wall-clock over all runs
     versions: Mapping[str, str]
+
+
+def finite(value: float | None) -> float | None:
+    """The value, or null where it is not finite: MySQL knows neither NaN nor infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def study_record(row: sa.RowMapping) -> StudyRecord:
+    """A study from its row."""
+    names = StudyRecord.__dataclass_fields__.keys() - {"uuid", "dimensions", "versions"}
+    plain = {name: row[name] for name in names}
+    plain["baseline_loss"] = math.nan if row["baseline_loss"] is None else row["baseline_loss"]
+    return StudyRecord(
+        uuid=row["study_uuid"],
+        dimensions=tuple(json.loads(row["dimensions"])),
+        versions=json.loads(row["versions"]),
+        **plain,
+    )
+
+
+def trial_record(row: sa.RowMapping, losses: Mapping[int, float]) -> TrialRecord:
+    """A trial from its latest attempt's row and its losses by tick."""
+    names = TrialRecord.__dataclass_fields__.keys() - {"params", "losses"}
+    return TrialRecord(
+        params=json.loads(row["params"]),
+        losses=tuple(loss for _, loss in sorted(losses.items())),
+        **{name: row[name] for name in names},
+    )

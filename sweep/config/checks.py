@@ -1,0 +1,179 @@
+"""Checks that concern more than one value, and need neither the model nor the data."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep.names import unknown
+from sweep.secrets import masked as masked
+from sweep.space import examples, possible
+from trials.contract import DataConfig, InputError, ModelConfig
+
+if TYPE_CHECKING:
+    from sweep.config import SweepConfig
+
+STUDY = re.compile(r"[A-Za-z0-9_+=][A-Za-z0-9._+=-]{0,99}")
+DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+RESERVED = ("recipe",)  # folders of results_dir that are not a study's
+FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zst")
+
+
+def check(config: SweepConfig) -> None:
+    """All checks of a whole sweep. Raises InputError."""
+    check_device(config.device)
+    _check_sampler(config)
+    _check_pruner(config.pruner.options)
+    check_batches(config)
+    _check_tracking(config)
+
+
+def check_study(study: str, results_dir: Path) -> str:
+    """The study's name, if it can be a folder of its own inside `results_dir`."""
+    rule = (
+        "a study's name is also its folder's: up to 100 letters, digits and . _ + = -, "
+        "not starting with . or -"
+    )
+    if not STUDY.fullmatch(study):
+        fit = re.sub(r"[^A-Za-z0-9._+=-]+", "_", study).strip("._-")[:100] or "my_study"
+        raise InputError(f"study={study!r} cannot be: {rule}. Type study={fit}.")
+    if study.lower() in RESERVED or (results_dir / study).is_file():
+        raise InputError(f"study={study!r} is taken in {results_dir}. Type study=my_{study}.")
+    return study
+
+
+def check_device(device: str) -> str:
+    """The device's name, if it is one; whether it is there only a worker can tell."""
+    if not DEVICE.fullmatch(device):
+        message = unknown("device:", device, ("auto", "cpu", "cuda", "cuda:0", "cuda:1"))
+        raise InputError(message.removesuffix(".") + ", ...")
+    return device
+
+
+def storage_url(url: str) -> str:
+    """The database's URL, a relative SQLite path made absolute. Raises InputError."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    example = "sqlite:///results/sweep.db, postgresql://user:password@host/database"
+    if "://" not in url:
+        typed = f"Type storage=sqlite:///{url}" if url.endswith(".db") else f"Type {example}"
+        raise InputError(f"storage={url} is not a database URL. {typed}.")
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        raise InputError(f"storage={masked(url)} is not a database URL. Type {example}.") from None
+    _check_driver(parsed, masked(url))
+    if parsed.get_backend_name() != "sqlite":
+        return url
+    if parsed.database in (None, "", ":memory:"):
+        raise InputError(f"storage={url} is not a file, so nothing would be left. Type {example}.")
+    if str(parsed.database).startswith("file:"):
+        return url
+    path = Path(str(parsed.database)).expanduser().absolute()
+    return parsed.set(database=str(path)).render_as_string(hide_password=False)
+
+
+def local_paths(model: ModelConfig, data: DataConfig) -> tuple[ModelConfig, DataConfig]:
+    """Both with the paths of this machine made absolute. Raises InputError for a missing one."""
+    if model.name != "demo":
+        model = replace(model, name=_local("model.name", model.name))
+    path = data.path and _local("data.path", data.path)
+    eval_path = data.eval_path and _local("data.eval_path", data.eval_path)
+    return model, replace(data, path=path, eval_path=eval_path)
+
+
+def check_batches(config: SweepConfig, train_examples: int | None = None) -> None:
+    """Refuses a batch larger than a tick, for every value that the study may propose.
+
+    `train_examples` is known once the data is; without it, budgets in epochs are left unchecked.
+    """
+    batch, ticks = max(possible(config, "train.batch_size")), config.values["budget.ticks"]
+    for value in possible(config, "budget.examples"):
+        more = f"budget.examples={batch * ticks}"
+        _check_batch(batch, ticks, value, f"budget.examples={value}", more)
+    for value in possible(config, "budget.epochs") if train_examples else ():
+        count = examples({"budget.epochs": value}, train_examples or 0)
+        said = f"budget.epochs={value:g} of {train_examples} examples"
+        more = f"budget.epochs={math.ceil(100 * batch * ticks / (train_examples or 1)) / 100:g}"
+        _check_batch(batch, ticks, count, said, more)
+
+
+def _check_batch(batch: int, ticks: int, budget: int, said: str, more: str) -> None:
+    if batch * ticks <= budget:
+        return
+    ways = [more]
+    ways += [f"budget.ticks={budget // batch}"] if budget >= batch else []
+    ways += [f"train.batch_size={budget // ticks}"] if budget >= ticks else []
+    raise InputError(
+        f"train.batch_size={batch} is larger than a tick: {said} in budget.ticks={ticks} makes "
+        f"{budget / ticks:g} examples a tick, and a tick is at least one batch. "
+        f"Type {' or '.join(ways)}."
+    )
+
+
+def _check_driver(url: Any, said: str) -> None:
+    from sqlalchemy.exc import NoSuchModuleError
+
+    known = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
+    try:
+        dialect = url.get_dialect()
+        dialect.import_dbapi()
+    except NoSuchModuleError:
+        raise InputError(f"storage={said}: {unknown('database', url.drivername, known)}") from None
+    except ImportError as error:
+        package = error.name or url.get_driver_name()
+        raise InputError(
+            f"storage={said} needs the package {package}. Type pip install {package}."
+        ) from None
+
+
+def _local(name: str, value: str) -> str:
+    path = Path(value).expanduser()
+    if path.exists():
+        return str(path.absolute())
+    typed_as_path = value.startswith(("/", "./", "../", "~")) or value.endswith(FILES)
+    if not typed_as_path or "://" in value:
+        return value  # a name of the hub
+    folder = path.absolute().parent
+    there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    near = unknown("file", path.name, there[:20]) if there else f"{folder} has no files."
+    raise InputError(f"{name}={value}: there is no such file or folder. In {folder}: {near}")
+
+
+def _check_sampler(config: SweepConfig) -> None:
+    name = config.sampler.name
+    if name == "grid" and config.space.size() is None:
+        endless = [d for d in config.space.dimensions if d.points() is None]
+        told = ", ".join(f"{d.name}={d.expression}" for d in endless)
+        raise InputError(
+            f"sampler=grid tries every point, and {told} has no end of them. "
+            f"Type {endless[0].name}='choice(...)' or 'range(low, high, step)', or sampler=tpe."
+        )
+    if name == "gp" and importlib.util.find_spec("scipy") is None:
+        raise InputError("sampler=gp needs SciPy. Type pip install 'qlora-sweep[gp]'.")
+
+
+def _check_pruner(options: Mapping[str, Any]) -> None:
+    upper, lower = options.get("upper"), options.get("lower")
+    if "upper" in options and upper is None and lower is None:
+        raise InputError("pruner=threshold has no threshold. Type pruner.upper=2.5, a loss.")
+    if upper is not None and lower is not None and lower >= upper:
+        raise InputError(f"pruner.lower={lower:g} is not below pruner.upper={upper:g}.")
+
+
+def _check_tracking(config: SweepConfig) -> None:
+    if config.tracking.name != "wandb" or config.tracking.options.get("mode") != "online":
+        return
+    from sweep.observers.wandb import key_known
+
+    if not key_known():
+        raise InputError(
+            "tracking.mode=online needs a W&B key, and there is none. Type wandb login, set "
+            "WANDB_API_KEY, or type tracking.mode=offline (synced later) or tracking=none."
+        )

@@ -1,0 +1,257 @@
+"""Every named value of a sweep: its type, its rule, and whether it may be searched."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sweep.names import nearest, unknown
+from trials.contract import (
+    OPTIMIZERS,
+    SCHEDULERS,
+    DataConfig,
+    InputError,
+    LoraConfig,
+    ModelConfig,
+    TrainConfig,
+)
+
+MODULES = re.compile(r"[A-Za-z_][\w.\-]*(\+[A-Za-z_][\w.\-]*)*")  # a preset, or names joined by +
+_KINDS: Mapping[str, str] = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "modules": "a preset such as qv or all-linear, or module names such as [q_proj,v_proj]",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leaf:
+    """One value's type and rule. Bounds are inclusive unless `above` or `below`."""
+
+    kind: str  # int, float, bool, str, modules
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    below: float | None = None
+    known: tuple[str, ...] = ()
+    nullable: bool = False
+    searchable: bool = False
+
+    def convert(self, name: str, value: Any, said: str | None = None) -> Any:
+        """The value in its own type. Raises InputError with key, value, rule and known names.
+
+        `said` is what the user wrote where that is more than `name=value`.
+        """
+        if value is None and self.nullable:
+            return None
+        converted = _CONVERT[self.kind](value)
+        said = f"{said}: {show(value)}" if said else f"{name}={show(value)}"
+        if converted is None:
+            raise InputError(f"{said} is not {self.wanted}, which {name} has to be.")
+        if self.known and converted not in self.known:
+            raise InputError(_not_known(said, str(converted), self.known))
+        if not self.holds(converted):
+            raise InputError(f"{said} breaks the rule: {name} is {self.wanted}.")
+        return converted
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value of the right type is within the bounds."""
+        if self.kind not in ("int", "float"):
+            return True
+        return (
+            math.isfinite(value)
+            and (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+            and (self.below is None or value < self.below)
+        )
+
+    @property
+    def wanted(self) -> str:
+        """The type and the bounds in words."""
+        bounds = {
+            "of at least": self.low,
+            "above": self.above,
+            "at most": self.high,
+            "below": self.below,
+        }
+        told = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items()
+                            if bound is not None)  # fmt: skip
+        words = f"{_KINDS[self.kind]} {told}".strip()
+        return f"{words} (or null)" if self.nullable else words
+
+
+def show(value: Any) -> str:
+    """A value as a user would type it."""
+    if value is None or isinstance(value, bool):
+        return str(value).replace("None", "null").lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(show(entry) for entry in value)}]"
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
+    return repr(value) if value == "" else str(value)
+
+
+def find(name: str) -> Leaf:
+    """The leaf of that name. Raises InputError with the nearest known name."""
+    if name not in LEAVES:
+        raise InputError(unknown_key(name, LEAVES))
+    return LEAVES[name]
+
+
+def unknown_key(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
+    """The message about an unknown key; lists its own group's keys if there is such a group."""
+    group = name.rpartition(".")[0]
+    near = [entry for entry in known if entry.rpartition(".")[0] == group]
+    meant = nearest(name, near) or nearest(name, known)
+    if near and (meant is None or meant in near):
+        return unknown("Key", name, near)
+    hint = f" Did you mean {meant!r}?" if meant else ""
+    listed = near or sorted({entry.partition(".")[0] for entry in known})
+    return f"Key {name!r} is unknown.{hint} Known: {', '.join(listed)}."
+
+
+def default(name: str) -> Any:
+    """What a leaf is when no file sets it; "???" where it has to be set."""
+    group, _, key = name.rpartition(".")
+    if name in _DEFAULTS:
+        return _DEFAULTS[name]
+    if group in _CLASSES:
+        for entry in dataclasses.fields(_CLASSES[group]):
+            if entry.name == key and entry.default is not dataclasses.MISSING:
+                return entry.default
+    return "???"
+
+
+def _not_known(said: str, value: str, known: tuple[str, ...]) -> str:
+    meant = nearest(value, known)
+    hint = f" Did you mean {meant!r}?" if meant else ""
+    return f"{said} is unknown.{hint} Known: {', '.join(known)}."
+
+
+def _int(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _float(value: Any) -> float | None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    try:
+        return float(value) if good else None
+    except OverflowError:
+        return math.inf  # out of every bound
+
+
+def _bool(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _str(value: Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _modules(value: Any) -> str | tuple[str, ...] | None:
+    if isinstance(value, (list, tuple)):
+        good = value and all(isinstance(v, str) and MODULES.fullmatch(v) for v in value)
+        return tuple(value) if good else None
+    return value if isinstance(value, str) and MODULES.fullmatch(value) else None
+
+
+_CONVERT = {"int": _int, "float": _float, "bool": _bool, "str": _str, "modules": _modules}
+_CLASSES = {"model": ModelConfig, "data": DataConfig, "lora": LoraConfig, "train": TrainConfig}
+_DEFAULTS: Mapping[str, Any] = {
+    "lora.alpha": None,
+    "lora.alpha_ratio": None,
+    "budget.examples": None,
+    "budget.epochs": None,
+    "budget.wall_clock_hours": None,
+    "budget.max_failures": 5,
+    "study": None,
+}
+
+_TEXT = Leaf(kind="str", nullable=True)
+_SWITCH = Leaf(kind="bool", searchable=True)
+LEAVES: Mapping[str, Leaf] = {
+    "model.name": Leaf(kind="str"),
+    "model.revision": _TEXT,
+    "model.quantisation": Leaf(kind="str", known=("nf4", "fp4", "int8", "none")),
+    "model.double_quantisation": Leaf(kind="bool"),
+    "model.dtype": Leaf(kind="str", known=("auto", "bf16", "fp16", "fp32")),
+    "model.trust_remote_code": Leaf(kind="bool"),
+    "data.format": Leaf(
+        kind="str", known=("demo", "text", "completion", "alpaca", "chat", "dialogue")
+    ),
+    "data.path": _TEXT,
+    "data.name": _TEXT,
+    "data.revision": _TEXT,
+    "data.split": Leaf(kind="str"),
+    "data.eval_path": _TEXT,
+    "data.eval_split": _TEXT,
+    "data.text_column": _TEXT,
+    "data.response_template": _TEXT,
+    "data.prompt_column": _TEXT,
+    "data.completion_column": _TEXT,
+    "data.input_column": _TEXT,
+    "data.messages_column": _TEXT,
+    "data.train_size": Leaf(kind="int", low=1, nullable=True),
+    "data.eval_size": Leaf(kind="int", low=1),
+    "data.max_length": Leaf(kind="int", low=2),
+    "data.loss_on": Leaf(kind="str", known=("completion", "all")),
+    "data.max_dropped": Leaf(kind="float", low=0, high=1),
+    "lora.r": Leaf(kind="int", low=1, searchable=True),
+    "lora.alpha": Leaf(kind="float", above=0, nullable=True, searchable=True),
+    "lora.alpha_ratio": Leaf(kind="float", above=0, nullable=True, searchable=True),
+    "lora.dropout": Leaf(kind="float", low=0, below=1, searchable=True),
+    "lora.target_modules": Leaf(kind="modules", searchable=True),
+    "lora.rslora": _SWITCH,
+    "train.learning_rate": Leaf(kind="float", above=0, searchable=True),
+    "train.scheduler": Leaf(kind="str", known=SCHEDULERS, searchable=True),
+    "train.warmup": Leaf(kind="float", low=0, below=1, searchable=True),
+    "train.batch_size": Leaf(kind="int", low=1, searchable=True),
+    "train.micro_batch_size": Leaf(kind="int", low=1, nullable=True, searchable=True),
+    "train.weight_decay": Leaf(kind="float", low=0, searchable=True),
+    "train.max_grad_norm": Leaf(kind="float", above=0, searchable=True),
+    "train.optimizer": Leaf(kind="str", known=OPTIMIZERS, searchable=True),
+    "train.gradient_checkpointing": _SWITCH,
+    "train.group_by_length": _SWITCH,
+    "train.packing": _SWITCH,
+    "budget.examples": Leaf(kind="int", low=1, nullable=True, searchable=True),
+    "budget.epochs": Leaf(kind="float", above=0, nullable=True, searchable=True),
+    "budget.ticks": Leaf(kind="int", low=1),
+    "budget.wall_clock_hours": Leaf(kind="float", above=0, nullable=True),
+    "budget.max_failures": Leaf(kind="int", low=1),
+    "executor.workers": Leaf(kind="int", low=1, nullable=True),
+    "executor.patience_s": Leaf(kind="float", above=0),
+    "study": _TEXT,
+    "n_trials": Leaf(kind="int", low=1),
+    "seed": Leaf(kind="int", low=0, high=2**32 - 1),
+    "storage": Leaf(kind="str"),
+    "results_dir": Leaf(kind="str"),
+    "device": Leaf(kind="str"),
+    "keep_adapters": Leaf(kind="int", low=0),
+}
+SEARCHABLE = tuple(name for name, leaf in LEAVES.items() if leaf.searchable)
+EITHER = (("lora.alpha", "lora.alpha_ratio"), ("budget.examples", "budget.epochs"))
+
+# Options of samplers, pruners and trackers whose rule is more than a type.
+OPTIONS: Mapping[str, Leaf] = {
+    "pruner.min_fraction": Leaf(kind="float", above=0, high=1),
+    "pruner.reduction_factor": Leaf(kind="int", low=2),
+    "pruner.startup_trials": Leaf(kind="int", low=0),
+    "pruner.percentile": Leaf(kind="float", above=0, below=100),
+    "pruner.patience": Leaf(kind="float", above=0, high=1),
+    "pruner.min_delta": Leaf(kind="float", low=0),
+    "pruner.wrapped": Leaf(kind="str", known=("asha", "median")),
+    "pruner.upper": Leaf(kind="float", nullable=True),
+    "pruner.lower": Leaf(kind="float", nullable=True),
+    "sampler.startup_trials": Leaf(kind="int", low=0),
+    "sampler.multivariate": Leaf(kind="bool", nullable=True),
+    "tracking.project": Leaf(kind="str"),
+    "tracking.entity": _TEXT,
+    "tracking.mode": Leaf(kind="str", known=("auto", "online", "offline")),
+}

@@ -1,0 +1,18 @@
+"""How a run of a sweep ends: the exit codes, and why no more trials are handed out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+COMPLETE = 0
+FAILED = 1
+BUDGET = 3  # 2 is bad input
+INTERRUPTED = 130  # as shells say it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """An exit code and its reason."""
+
+    code: int
+    reason: str

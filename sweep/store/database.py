@@ -1,0 +1,94 @@
+"""Database URLs: the file behind one, how to show one, and how every engine on one is made."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from trials.contract import InputError
+
+BUSY_TIMEOUT_S = 60.0  # how long a locked SQLite file is waited for
+
+
+def shown(url: str) -> str:
+    """A database URL without its password."""
+    return _parsed(url).render_as_string(hide_password=True)
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of a SQLite URL; null for another database or one in memory."""
+    parsed = _parsed(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database))
+
+
+def engine_options(url: str) -> dict[str, Any]:
+    """Keyword arguments for `create_engine`: a locked SQLite file is waited for."""
+    sqlite = _parsed(url).get_backend_name() == "sqlite"
+    return {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if sqlite else {"pool_pre_ping": True}
+
+
+def connect(url: str) -> sa.Engine:
+    """An engine on the database. Raises `InputError` if the URL or its driver is not usable."""
+    try:
+        return sa.create_engine(url, **engine_options(url))
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
+        raise InputError(f"storage={shown(url)} is not a database URL: {error}") from None
+    except ModuleNotFoundError as error:
+        raise InputError(f"storage={shown(url)} needs: pip install {error.name}") from None
+
+
+def _parsed(url: str) -> sa.URL:
+    try:
+        return sa.make_url(url)
+    except sa.exc.ArgumentError:
+        raise InputError(
+            f"storage={url!r} is not a database URL. Type for example "
+            "storage=sqlite:///results/sweep.db"
+        ) from None
+
+
+def hurry(engine: sa.Engine) -> None:
+    """While a driver writes, SQLite keeps a write-ahead log: a commit then waits for no disk.
+
+    A killed process loses nothing; a power cut loses the last moments, not the file. Readers and
+    the writer do not block each other. Nothing changes on other databases.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    sa.event.listen(engine, "connect", _write_ahead)
+    engine.dispose()  # connections made before know nothing of it
+
+
+def settle(engine: sa.Engine) -> None:
+    """Leaves one plain file behind, if nobody else has it open."""
+    if engine.dialect.name == "sqlite":
+        with contextlib.suppress(sa.exc.OperationalError), engine.connect() as db:
+            db.exec_driver_sql("pragma busy_timeout = 0")
+            db.exec_driver_sql("pragma journal_mode = delete")
+    engine.dispose()
+
+
+def _write_ahead(connection: Any, record: object) -> None:
+    with contextlib.suppress(sqlite3.OperationalError):  # some file systems cannot: then without
+        connection.execute("pragma journal_mode = wal")
+    connection.execute("pragma synchronous = normal")
+
+
+def upsert(
+    db: sa.Connection,
+    table: sa.Table,
+    key: Mapping[str, Any],
+    row: Mapping[str, Any],
+    first: Mapping[str, Any] | None = None,
+) -> None:
+    """Updates the row with this key or inserts it; `first` is written on insertion only."""
+    where = [table.c[name] == value for name, value in key.items()]
+    if db.execute(table.update().where(*where).values(**row)).rowcount == 0:
+        db.execute(table.insert().values(**key, **row, **(first or {})))

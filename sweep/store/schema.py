@@ -1,0 +1,142 @@
+"""The tables of `sweep.store`, portable over SQLite, PostgreSQL and MySQL.
+
+Keyed by study uuid, trial number, attempt and tick: SQLite reuses the ids of deleted rows. JSON is
+text that any database can read; a training curve is one JSON list for each tick, which on SQLite
+the view `sweep_curve` unrolls: `select * from sweep_curve where number = 7`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    DDL,
+    BigInteger,
+    Column,
+    Double,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    event,
+)
+from sqlalchemy.dialects import mysql
+
+VERSION = 1
+
+LONG = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")  # MySQL's TEXT ends at 64 KiB
+metadata = MetaData()
+
+
+def _key(name: str, kind: Any) -> Column[Any]:
+    return Column(name, kind, primary_key=True, autoincrement=False)
+
+
+schema = Table("sweep_schema", metadata, Column("version", Integer, primary_key=True))
+
+studies = Table(
+    "sweep_studies",
+    metadata,
+    _key("study_uuid", String(36)),
+    Column("study", String(512), nullable=False),
+    Column("n_trials", Integer, nullable=False),
+    Column("ticks", Integer, nullable=False),
+    Column("first_rung", Integer, nullable=False),
+    Column("baseline_loss", Double),
+    Column("baseline_accuracy", Double),
+    Column("baseline_samples", LONG, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("data", Text, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("dimensions", LONG, nullable=False),
+    Column("results_dir", Text, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("versions", LONG, nullable=False),
+    Column("setup", LONG, nullable=False),
+)
+
+trials = Table(
+    "sweep_trials",
+    metadata,
+    _key("study_uuid", String(36)),
+    _key("number", Integer),
+    _key("attempt", Integer),
+    Column("outcome", String(16), nullable=False),
+    Column("reason", LONG),
+    Column("params", LONG, nullable=False),
+    Column("eval_loss", Double),
+    Column("eval_accuracy", Double),
+    Column("first_rung_loss", Double),
+    Column("ticks", Integer, nullable=False, default=0),
+    Column("examples", BigInteger, nullable=False, default=0),
+    Column("tokens", BigInteger, nullable=False, default=0),
+    Column("seconds", Double, nullable=False, default=0.0),
+    Column("eval_seconds", Double, nullable=False, default=0.0),
+    Column("memory_bytes", BigInteger, nullable=False, default=0),
+    Column("trainable_parameters", BigInteger, nullable=False, default=0),
+    Column("utilisation", Double),
+    Column("adapter", Text),
+    Column("worker", String(255), nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("finished_at", Double),
+    Column("device", Text, nullable=False),
+    Column("versions", LONG, nullable=False),
+    Column("config", LONG, nullable=False),
+    Column("samples", LONG, nullable=False),
+)
+
+ticks = Table(
+    "sweep_ticks",
+    metadata,
+    _key("study_uuid", String(36)),
+    _key("number", Integer),
+    _key("attempt", Integer),
+    _key("tick", Integer),
+    Column("eval_loss", Double),  # null: not finite
+    Column("eval_accuracy", Double),
+    Column("examples", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("eval_seconds", Double, nullable=False),
+    Column("memory_bytes", BigInteger, nullable=False),
+    Column("utilisation", Double),
+    Column("worker", String(255), nullable=False),
+    Column("slot", Integer, nullable=False),
+    Column("reported_at", Double, nullable=False),
+)
+
+curves = Table(
+    "sweep_curves",
+    metadata,
+    _key("study_uuid", String(36)),
+    _key("number", Integer),
+    _key("attempt", Integer),
+    _key("tick", Integer),  # the tick that these optimizer steps led to
+    # [[examples, train_loss, learning_rate, grad_norm, tokens_per_s], ...]
+    Column("points", LONG, nullable=False),
+)
+
+locks = Table(
+    "sweep_locks",
+    metadata,
+    _key("study", String(512)),
+    Column("token", String(36), nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("process_started", Double, nullable=False),
+    Column("since", Double, nullable=False),
+    Column("alive_at", Double, nullable=False),
+)
+
+event.listen(
+    metadata,
+    "after_create",
+    DDL(  # type: ignore[no-untyped-call]
+        "create view if not exists sweep_curve as select study_uuid, number, attempt, tick, "
+        "point.key as step, point.value ->> 0 as examples, point.value ->> 1 as train_loss, "
+        "point.value ->> 2 as learning_rate, point.value ->> 3 as grad_norm, "
+        "point.value ->> 4 as tokens_per_s from sweep_curves, json_each(points) as point"
+    ).execute_if(dialect="sqlite"),
+)

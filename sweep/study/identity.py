@@ -1,0 +1,96 @@
+"""What a study is: everything that its trials' results depend on, so that no two kinds mix.
+
+What changes no result (micro-batch, workers, n_trials, tracking, sampler) may differ between runs
+of one study. The pruner may not: rungs at other fractions would compare other ticks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sweep.config import SweepConfig
+from sweep.config.leaves import show
+from trials.contract import InputError, Setup
+
+FREE = {
+    "train.micro_batch_size", "train.gradient_checkpointing",
+    "budget.wall_clock_hours", "budget.max_failures",
+}  # fmt: skip
+MODEL = ("name", "revision", "quantisation", "double_quantisation", "dtype")
+DATA = ("format", "content_hash", "max_length", "loss_on")  # the hash covers rows and subsets
+MOST_SHOWN = 8
+
+Facts = dict[str, tuple[Any, str]]  # name -> (what is compared, how a user would type it)
+
+
+def planned(config: SweepConfig) -> Facts:
+    """What the configuration alone says."""
+    facts = {name: _fact(value) for name, value in config.values.items() if name not in FREE}
+    signature = config.space.signature()
+    for dimension in config.space.dimensions:
+        facts[dimension.name] = (signature[dimension.name], f"'{dimension.expression}'")
+    facts["seed"] = _fact(config.seed)
+    facts["engine"] = _fact(config.engine.name)
+    facts["pruner"] = _fact(config.pruner.name)
+    for name, value in config.pruner.options.items():
+        facts[f"pruner.{name}"] = _fact(value)
+    return _jsonable(facts)
+
+
+def found(setup: Setup) -> Facts:
+    """What a worker found in the model and the data."""
+    facts = {f"model.{name}": _fact(getattr(setup.model, name)) for name in MODEL}
+    facts |= {f"data.{name}": _fact(getattr(setup.data, name)) for name in DATA}
+    return _jsonable(facts)
+
+
+def refuse_other(
+    study: str, then: Mapping[str, Any], now: Facts, *, same_names: bool = True
+) -> None:
+    """Raises `InputError` that says what differs between a stored study and this command.
+
+    `same_names` false: only what `now` names is compared.
+    """
+    before: Facts = {name: (value, text) for name, (value, text) in then.items()}
+    absent = (None, "null")
+    names = list(now) + [name for name in before if name not in now and same_names]
+    differing = [n for n in names if before.get(n, absent)[0] != now.get(n, absent)[0]]
+    if not differing:
+        return
+    old = {name: before.get(name, absent)[1] for name in differing}
+    lines = [f"  {name}: {old[name]} then, {now.get(name, absent)[1]} now" for name in differing]
+    if len(lines) > MOST_SHOWN:
+        lines[MOST_SHOWN:] = [f"  and {len(lines) - MOST_SHOWN} more"]
+    back = " ".join(f"{n}={old[n]}" for n in differing[:MOST_SHOWN] if n != "data.content_hash")
+    raise InputError(
+        f"Study {study!r} exists and was made with other settings:\n"
+        + "\n".join(lines)
+        + "\nType study=<another name> to start a new one"
+        + (f", or go back to: {back}" if back else ", or give it the same data as before")
+    )
+
+
+def refuse_other_setup(first: Setup, other: Setup) -> None:
+    """All workers must train the same: raises `InputError` that says what differs."""
+    sides = [
+        {"model": s.model, "data": s.data, "device kind": s.device.kind, "dtype": s.device.dtype}
+        for s in (first, other)
+    ]
+    for name, mine in sides[0].items():
+        if mine != sides[1][name]:
+            raise InputError(
+                f"Workers {first.worker} and {other.worker} do not see the same {name}: {mine} "
+                f"and {sides[1][name]}. Type device=<one kind> or executor.workers=1."
+            )
+
+
+def _fact(value: Any) -> tuple[Any, str]:
+    return value, show(value)
+
+
+def _jsonable(facts: Facts) -> Facts:
+    """The facts as they come back from the database: lists for tuples."""
+    plain = json.loads(json.dumps(facts))
+    return {name: (value, text) for name, (value, text) in plain.items()}

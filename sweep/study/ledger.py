@@ -1,0 +1,132 @@
+"""What the driver remembers of a study: curves, live trials, configurations already tried."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sweep.study.pruners import Curve, Pruner
+from trials.contract import (
+    CONTINUE,
+    Outcome,
+    Report,
+    TrialConfig,
+    TrialResult,
+    Verdict,
+    to_json,
+)
+
+
+@dataclass(kw_only=True)
+class Live:
+    """A trial that has not ended: at a worker, or waiting to be handed out."""
+
+    config: TrialConfig
+    params: Mapping[str, Any]
+    key: str
+    curve: Curve
+    worker: str | None = None  # null: waits for one
+    stopped: Verdict | None = None  # after STOP nothing it reports counts
+    last: Report | None = None
+    deaths: int = 0  # of its worker, since it last got further
+    died_at: int = 0  # its tick then
+
+    @property
+    def suspect(self) -> bool:
+        """Its worker died under it: until it gets further, it trains alone, to be judged alone."""
+        return self.deaths > 0
+
+    def judge(self, report: Report, pruner: Pruner, others: Iterable[Curve]) -> Verdict:
+        """What a tick means for the trial. At the last one it is complete, however it did."""
+        tick, ticks = report.tick, self.config.budget.ticks
+        if not math.isfinite(report.eval_loss):
+            why = f"evaluation loss is {report.eval_loss} at tick {tick} of {ticks}"
+            return Verdict(stop=True, reason=why, outcome=Outcome.DIVERGED)
+        if not self.curve.judged_from <= tick < ticks:
+            return CONTINUE
+        if why_not := pruner.why_not(self.curve, tick, others):
+            return Verdict(stop=True, reason=f"pruned at tick {tick} of {ticks}: {why_not}")
+        return CONTINUE
+
+    def honest(self, result: TrialResult) -> TrialResult:
+        """The result as the driver's own verdict, and a loss that is not finite, have it."""
+        if self.stopped and result.outcome in (Outcome.COMPLETE, Outcome.PRUNED):
+            said = self.stopped
+            return replace(result, outcome=said.outcome, reason=said.reason)
+        loss = result.eval_loss
+        if result.outcome is Outcome.COMPLETE and (loss is None or not math.isfinite(loss)):
+            why = result.reason or f"the final evaluation loss is {loss}"
+            return replace(result, outcome=Outcome.DIVERGED, reason=why)
+        return result
+
+    def cut_short(self, outcome: Outcome, reason: str | None) -> TrialResult:
+        """The end of a trial whose worker is gone, as far as its reports go."""
+        result = TrialResult(
+            trial=self.config.number,
+            attempt=self.config.attempt,
+            outcome=outcome,
+            eval_loss=None,
+            reason=reason,
+            worker=self.worker or "",
+        )
+        if self.last is None:
+            return result
+        names = ("eval_loss", "eval_accuracy", "examples", "tokens", "seconds", "eval_seconds",
+                 "memory_bytes")  # fmt: skip
+        known = {name: getattr(self.last, name) for name in names}
+        return replace(result, ticks=self.last.tick, **known)
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """All trials of a study, as far as decisions need them."""
+
+    curves: dict[int, Curve] = field(default_factory=dict)
+    live: dict[int, Live] = field(default_factory=dict)
+    twins: dict[int, Live] = field(default_factory=dict)  # wait for a live trial like them
+    tried: dict[str, int] = field(default_factory=dict)  # configuration -> the trial that ended
+    points: set[str] = field(default_factory=set)  # of the space, proposed so far
+    counted: int = 0  # ended, towards n_trials
+    failures_in_row: int = 0
+
+    @property
+    def pending(self) -> int:
+        """Trials that may still count."""
+        return len(self.live) + len(self.twins)
+
+    def held_by(self, worker: str) -> list[Live]:
+        """The trials a worker has."""
+        return [live for live in self.live.values() if live.worker == worker]
+
+    def waiting_for(self, worker: str) -> Live | None:
+        """The next trial that this worker may take over, or null."""
+        held = self.held_by(worker)
+        for number in sorted(self.live):
+            live = self.live[number]
+            if live.worker is None and not (live.suspect and held):
+                return live
+        return None
+
+    def others(self, number: int) -> Iterable[Curve]:
+        """The curves of all trials but this."""
+        return (curve for other, curve in self.curves.items() if other != number)
+
+    def running_like(self, key: str) -> bool:
+        """Whether a live trial has this configuration."""
+        return any(live.key == key for live in self.live.values())
+
+
+def key_of(trial: TrialConfig) -> str:
+    """Equal for trials that would give the same result."""
+    engine = replace(trial.engine, options={})
+    same = replace(trial, study="", number=0, attempt=0, engine=engine)
+    return hashlib.sha256(to_json(same).encode()).hexdigest()
+
+
+def point_of(params: Mapping[str, Any]) -> str:
+    """A point of the space as text."""
+    return json.dumps(dict(sorted(params.items())))

@@ -1,0 +1,159 @@
+"""`python -m sweep.results`: the leaderboard from the database alone, at any time, in a second."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import staged
+
+from sweep.results.__main__ import main
+from sweep.store import Store, StudyRecord
+from trials.contract import Outcome
+
+
+def _study(name: str, uuid: str, results: Path) -> StudyRecord:
+    return StudyRecord(
+        study=name, uuid=uuid, n_trials=10, ticks=4, first_rung=1, baseline_loss=staged.BASELINE,
+        baseline_accuracy=0.03, model="demo", data="demo", device="a processor",
+        dimensions=("lora.r", "lora.alpha_ratio", "train.learning_rate"),
+        results_dir=str(results), started_at=1_700_000_000.0, seconds=75.0, versions={},
+    )  # fmt: skip
+
+
+def _fill(folder: Path, *names: str) -> None:
+    """Studies with a complete, a pruned, a failed and a running trial each."""
+    config = staged.config(folder)
+    setup = staged.setup(config)
+    store = Store(f"sqlite:///{folder / 'sweep.db'}", create=True)
+    for name in names:
+        uuid = f"{name}-uuid"
+        store.open_study(_study(name, uuid, folder), setup)
+        for number in range(4):
+            trial = dataclasses.replace(staged.trial(config, number), study=name)
+            store.start(uuid, trial, staged.params(number), "w0", setup)
+            last = staged.report(number, 1, staged.losses(number)[0])
+            store.tick(uuid, last, first_rung=1)
+            if number < 3:
+                outcome = (Outcome.COMPLETE, Outcome.PRUNED, Outcome.FAILED)[number]
+                reason = "why so" if number else None
+                ended = staged.result(last, number, outcome, reason=reason)
+                store.finish(uuid, ended, first_rung_loss=last.eval_loss)
+    store.close()
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    return tmp_path / "results"
+
+
+def _said(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    assert main(argv) == 0
+    return capsys.readouterr().out
+
+
+def test_the_only_study_is_shown(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fill(results, "lora_rank")
+    shown = _said(capsys)
+    assert "lora_rank: 2 of 10 trials in 1:15, 1 not finished" in shown
+    assert "loss 2.0000 → 1.9000, 5.0 % below the untouched base" in shown
+    order = [shown.index(mark) for mark in ("✓ ", "✂ ", "▸ ", "✗ ")]
+    assert order[0] == min(order)
+    assert "why so" in shown
+    assert "python -m trials results/lora_rank/trials/0.json" in shown
+    assert "\x1b" not in shown
+
+
+def test_top_limits_the_rows(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fill(results, "lora_rank")
+    assert "… and 2 trials more" in _said(capsys, "lora_rank", "--top", "2")
+    assert "more" not in _said(capsys, "lora_rank", "--top", "0")
+
+
+def test_several_studies_are_listed(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fill(results, "lora_rank", "schedule")
+    shown = _said(capsys)
+    assert "lora_rank" in shown and "schedule" in shown
+    assert "1.9000" in shown and "5.0 % below" in shown
+    assert "python -m sweep.results NAME" in shown
+    assert "schedule: 2 of 10 trials" in _said(capsys, "schedule")
+
+
+def test_csv_has_every_trial(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fill(results, "lora_rank")
+    rows = list(csv.DictReader(io.StringIO(_said(capsys, "lora_rank", "--csv"))))
+    assert [row["outcome"] for row in rows] == ["complete", "pruned", "failed", "running"]
+    assert [row["lora.r"] for row in rows] == ["4", "8", "16", "32"]
+    assert rows[1]["reason"] == "why so"
+
+
+def test_an_unknown_study_names_the_nearest(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _fill(results, "lora_rank", "schedule")
+    assert main(["lora_rnk"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Study 'lora_rnk' is unknown. Did you mean 'lora_rank'?" in said.err
+
+
+@pytest.mark.parametrize("url", [None, "sqlite:///elsewhere/none.db"])
+def test_no_database_is_said_and_none_is_made(
+    results: Path, capsys: pytest.CaptureFixture[str], url: str | None
+) -> None:
+    assert main(["--storage", url] if url else []) == 2
+    assert "There is no database" in capsys.readouterr().err
+    assert list(results.iterdir()) == []
+    assert not Path("elsewhere").exists()
+
+
+def test_what_is_no_database_is_said_in_a_line(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (results / "sweep.db").write_text("not a database, but some text that is long enough")
+    assert main([]) == 2
+    assert main(["--storage", "nonsense"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_empty_database_says_what_to_type(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Store(f"sqlite:///{results / 'sweep.db'}", create=True).close()
+    assert main([]) == 2
+    assert "python -m sweep +search=" in capsys.readouterr().err
+
+
+def test_passwords_stay_out_of_errors(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--storage", "mysql+nothing://me:geheim@host/db"]) == 2
+    assert "geheim" not in capsys.readouterr().err
+
+
+def test_another_results_folder(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _fill(results, "lora_rank")
+    results.rename(results.parent / "other")
+    shown = _said(capsys, "--results-dir", "other")
+    assert "--storage sqlite:///other/sweep.db" in shown
+
+
+def test_it_answers_in_about_a_second_without_heavy_imports(results: Path) -> None:
+    _fill(results, "lora_rank")
+    heavy = ("torch", "optuna", "hydra", "wandb", "numpy", "transformers")
+    script = (
+        "import sys; from sweep.results.__main__ import main; code = main([]);"
+        f"sys.exit(code or ', '.join(m for m in {heavy!r} if m in sys.modules) or 0)"
+    )
+    began = time.perf_counter()
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env={
+        "PYTHONPATH": str(Path(__file__).parents[3]), "COLUMNS": "80"})  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert "lora_rank" in ended.stdout
+    assert time.perf_counter() - began < 5  # about 0.6 s on an idle core

@@ -1,0 +1,196 @@
+"""Opening a study: what is refused and why, and that a refusal leaves nothing behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+from sweeping import Recorder, in_optuna, prepare, ready, run_inline, stored, sweep_config
+
+from sweep.config import SweepConfig
+from sweep.driver import SweepDriver
+from sweep.run import run_sweep
+from sweep.store.database import sqlite_path
+from sweep.study import lock, look, open_study
+from trials.contract import InputError, Setup
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> SweepConfig:
+    return sweep_config(tmp_path)
+
+
+def setup_of(config: SweepConfig) -> Setup:
+    return prepare(config, SweepDriver(config, Recorder()).connect("w0"))
+
+
+def refusal(config: SweepConfig) -> str:
+    """What a user reads who runs this."""
+    with pytest.raises(InputError) as refused:
+        run_sweep(config, Recorder())
+    return str(refused.value)
+
+
+def test_nothing_is_written_before_a_worker_has_prepared(
+    config: SweepConfig, tmp_path: Path
+) -> None:
+    assert look(config) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_space_is_refused_leaf_by_leaf(config: SweepConfig, tmp_path: Path) -> None:
+    run_inline(config)
+    space = ("lora.r=choice(4,8)", "lora.dropout=interval(0,0.1)")
+    said = refusal(sweep_config(tmp_path, "train.learning_rate=1e-4", space=space))
+    assert "lora.r: 'choice(4,8,16,32,64)' then, 'choice(4,8)' now" in said
+    assert "train.learning_rate: 'tag(log,interval(2e-5,5e-3))' then, 0.0001 now" in said
+    assert "lora.dropout: 0 then, 'interval(0,0.1)' now" in said
+    assert "Type study=<another name>" in said and "lora.r='choice(4,8,16,32,64)'" in said
+
+
+@pytest.mark.parametrize(
+    "override, told",
+    [
+        ("seed=1", "seed: 0 then, 1 now"),
+        ("budget.ticks=4", "budget.ticks: 5 then, 4 now"),
+        ("pruner=median", "pruner: asha then, median now"),
+        ("pruner.min_fraction=0.6", "pruner.min_fraction: 0.4 then, 0.6 now"),
+        ("train.scheduler=cosine", "train.scheduler: linear then, cosine now"),
+        ("model.quantisation=fp4", "model.quantisation: nf4 then, fp4 now"),
+        ("data.train_size=50", "data.content_hash: "),
+    ],
+)
+def test_what_changes_a_result_is_refused(
+    config: SweepConfig, tmp_path: Path, override: str, told: str
+) -> None:
+    ready(config)[0].close()
+    assert told in refusal(sweep_config(tmp_path, override))
+    assert stored(config)[0].n_trials == 8
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["n_trials=9", "train.micro_batch_size=2", "executor.workers=2", "sampler=random",
+     "budget.wall_clock_hours=5", "engine.capacity=2"],
+)  # fmt: skip
+def test_what_changes_no_result_may_differ(
+    config: SweepConfig, tmp_path: Path, override: str
+) -> None:
+    ready(config)[0].close()
+    ready(sweep_config(tmp_path, override))[0].close()
+
+
+def test_a_new_database_that_cannot_be_finished_is_removed(
+    config: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise InputError("not today")
+
+    monkeypatch.setattr("sweep.study._write_row", broken)
+    with pytest.raises(InputError, match="not today"):
+        open_study(config, setup_of(config))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_cut_short_while_it_was_made_is_taken_over(config: SweepConfig) -> None:
+    ready(config)[0].close()
+    path = str(sqlite_path(config.storage))
+    db = sqlite3.connect(path)
+    db.execute("delete from study_user_attributes")
+    db.commit()
+    db.close()
+    run_inline(config)
+    assert len(in_optuna(config)) == 8
+
+
+def test_somebody_elses_study_is_refused(config: SweepConfig, tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    storage = optuna.storages.RDBStorage(config.storage)
+    study = optuna.create_study(study_name="test", storage=storage)
+    study.tell(study.ask(), 1.0)
+    storage.remove_session()
+    storage.engine.dispose()
+    assert "was not made by sweep" in refusal(config)
+    assert len(in_optuna(config)) == 1
+
+
+def test_two_studies_share_a_database(config: SweepConfig) -> None:
+    other = dataclasses.replace(config, study="other")
+    one, two = ready(config)[0], ready(other)[0]
+    one.close()
+    two.close()
+    assert stored(config)[0].uuid != stored(other)[0].uuid
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_study(config: SweepConfig) -> None:
+    driver, _ = ready(config)
+    said = refusal(config)
+    assert f"run by process {psutil.Process().pid} on {socket.gethostname()} since" in said
+    assert "study=<another name>" in said and "kill" in said
+    driver.close()
+    ready(config)[0].close()
+
+
+def test_a_dead_drivers_lock_is_taken_over(config: SweepConfig) -> None:
+    ready(config)[0].close()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    hold(config, host=socket.gethostname(), pid=dead.pid, alive_at=1e12)
+    ready(config)[0].close()
+
+
+def test_a_pid_that_another_process_has_by_now_holds_nothing(config: SweepConfig) -> None:
+    ready(config)[0].close()
+    hold(config, host=socket.gethostname(), pid=psutil.Process().pid, alive_at=1e12)
+    ready(config)[0].close()
+
+
+def test_a_driver_of_another_host_holds_until_it_is_silent(config: SweepConfig) -> None:
+    ready(config)[0].close()
+    hold(config, host="elsewhere", pid=1, alive_at=time.time())
+    assert "process 1 on elsewhere" in refusal(config)
+    hold(config, host="elsewhere", pid=1, alive_at=time.time() - lock.STALE_S)
+    ready(config)[0].close()
+
+
+def hold(config: SweepConfig, *, host: str, pid: int, alive_at: float) -> None:
+    """Leaves a lock as another driver would."""
+    db = sqlite3.connect(str(sqlite_path(config.storage)))
+    db.execute(
+        "insert or replace into sweep_locks values ('test', 'token', ?, ?, 0, 0, ?)",
+        (host, pid, alive_at),
+    )
+    db.commit()
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "storage, told",
+    [
+        ("sqlite:////dev/null/sweep.db", "is not a folder"),
+        ("sqlite:////proc/sweep.db", "cannot be used"),
+        ("postgresql+nothing://host/db", "is not a database URL"),
+    ],
+)
+def test_a_storage_that_cannot_be_is_refused(
+    config: SweepConfig, tmp_path: Path, storage: str, told: str
+) -> None:
+    assert told in refusal(dataclasses.replace(config, storage=storage))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_alone(
+    config: SweepConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("my notes, all of them, since the beginning of time")
+    said = refusal(dataclasses.replace(config, storage=f"sqlite:///{path}"))
+    assert "file is not a database" in said and path.read_text().startswith("my notes")

@@ -1,0 +1,60 @@
+"""Tokenised data on disk, in the user's cache directory: written aside and renamed, never pickled.
+
+A file that cannot be read is as good as none. QLORA_SWEEP_CACHE names another directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def cache_dir() -> Path:
+    """The directory of all that may be made again."""
+    if named := os.environ.get("QLORA_SWEEP_CACHE"):
+        return Path(named).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("qlora-sweep"))
+
+
+def key(**parts: Any) -> str:
+    """A name for what follows from these parts (JSON values)."""
+    text = json.dumps(parts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def load(name: str) -> tuple[dict[str, Any], Arrays] | None:
+    """The facts and arrays stored under a name; None if there are none or they are damaged."""
+    try:
+        with _file(name).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = {field: stored[field] for field in stored.files}
+        return json.loads(arrays.pop("facts").tobytes()), arrays
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def save(name: str, facts: dict[str, Any], arrays: Arrays) -> None:
+    """Stores facts (JSON values) and arrays; a directory that cannot be written is no error."""
+    text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
+    with suppress(OSError):
+        target = _file(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as aside:
+            np.savez(aside, facts=text, **arrays)  # type: ignore[arg-type]
+        os.replace(aside.name, target)
+
+
+def _file(name: str) -> Path:
+    return cache_dir() / "tokenised" / f"{name}.npz"

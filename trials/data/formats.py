@@ -1,0 +1,99 @@
+"""Rows -> texts with loss marks, one function per format.
+
+A row that cannot be one gives the reason, as a string, instead of a `Text`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trials.contract import DataConfig, InputError
+from trials.data import dialogue
+from trials.data.chat import Chat
+from trials.data.rows import Row
+from trials.data.tokens import Text
+
+# The two forms of Stanford Alpaca (github.com/tatsu-lab/stanford_alpaca), as its data's own `text`
+# column has them: the response begins on a new line.
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\n{instruction}\n\n### Response:\n"
+)
+ALPACA_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. Write a response that appropriately completes the request.\n\n### Instruction:\n"
+    "{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+EMPTY = "has an empty completion"
+NO_TEMPLATE = "lacks the response template"
+
+ToText = Callable[[Row], Text | str]
+
+
+def formatter(data: DataConfig, columns: dict[str, str], tokenizer: Any) -> ToText:
+    """The function that makes a row of this data a text. Raises InputError on a bad setting."""
+    if data.format == "chat":
+        chat = Chat(tokenizer)
+        return lambda row: chat.text(row.get(columns["messages"]))
+    if data.format == "text":
+        return _text(data, columns["text"])
+    if data.format == "demo":
+        return lambda row: _pair(row["prompt"], row["completion"])
+    if data.format == "completion":
+        return lambda row: _pair(
+            _string(row.get(columns["prompt"])), _string(row.get(columns["completion"]))
+        )
+    return {"alpaca": _alpaca, "dialogue": _dialogue}[data.format](columns)
+
+
+def _pair(prompt: str, completion: str) -> Text | str:
+    if not completion.strip():
+        return EMPTY
+    return Text(((prompt, False), (completion, True)) if prompt else ((completion, True),))
+
+
+def _text(data: DataConfig, column: str) -> ToText:
+    template = data.response_template
+    if template:
+        return lambda row: _split(_string(row.get(column)), template)
+    if data.loss_on == "all":
+        return lambda row: _pair("", _string(row.get(column)))
+    raise InputError(
+        "data.response_template is missing: loss on the completion needs to know where it begins. "
+        "Type data.response_template='Price is $' (as your texts have it), or data.loss_on=all."
+    )
+
+
+def _split(text: str, template: str) -> Text | str:
+    # The last occurrence: the texts before it may speak of the same thing.
+    head, found, completion = text.rpartition(template)
+    return _pair(head + found, completion) if found else NO_TEMPLATE
+
+
+def _alpaca(columns: dict[str, str]) -> ToText:
+    def text(row: Row) -> Text | str:
+        instruction = _string(row.get(columns["instruction"]))
+        context = _string(row.get(columns["input"])) if "input" in columns else ""
+        form = ALPACA_INPUT if context.strip() else ALPACA
+        return _pair(form.format(instruction=instruction, input=context),
+                     _string(row.get(columns["output"])))
+
+    return text
+
+
+def _dialogue(columns: dict[str, str]) -> ToText:
+    def text(row: Row) -> Text | str:
+        turns = dialogue.conversation(row.get(columns["turns"]))
+        if not turns:
+            return "has no turns"
+        summary = dialogue.summary(row.get(columns["summary"]))
+        return _pair(dialogue.PROMPT.format(turns=turns), summary)
+
+    return text
+
+
+def _string(item: Any) -> str:
+    if item is None:
+        return ""
+    return item if isinstance(item, str) else str(item)

@@ -1,0 +1,1 @@
+"""The embedded default: a generated pricing task (`text`), and its small base (`pretrain`)."""

@@ -1,0 +1,214 @@
+"""One trial at a time through TRL's SFTTrainer, on a base that stays in memory between trials.
+
+    engine, setup = prepare(assignment, driver)   # loads, quantises, tokenises, measures the base
+    engine.run(driver)
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from trials.adapters import Adapter, export, fresh_adapter
+from trials.base import Base, device_facts, load_base, resolve_device, resolve_targets
+from trials.base.devices import DTYPES
+from trials.contract import (
+    Assignment,
+    Driver,
+    InputError,
+    Outcome,
+    Sample,
+    Setup,
+    TrialConfig,
+    TrialResult,
+)
+from trials.data import Data, load_data, order
+from trials.engines import one_at_a_time
+from trials.engines.course import Course
+from trials.evaluate import Evaluation, evaluate, evaluation_batches
+from trials.generate import samples
+from trials.quiet import quiet, quiet_loggers
+from trials.training.batches import Batch, Row, pack
+from trials.training.limits import (
+    evaluation_limit,
+    keeps_packed_apart,
+    out_of_memory,
+    training_limit,
+)
+from trials.training.optimizers import check_optimizers
+from trials.training.plan import Step, plan
+
+
+def prepare(assignment: Assignment, driver: Driver) -> tuple[TrlEngine, Setup]:
+    """Loads and checks what all trials share, and measures the untouched base.
+
+    Raises InputError for a device, base, data set, target module or optimizer that cannot be.
+    """
+    if assignment.threads is not None:
+        torch.set_num_threads(assignment.threads)
+    if options := sorted(assignment.engine.options):
+        raise InputError(f"engine.{options[0]}: the engine trl has no options. Leave it out.")
+    check_optimizers(assignment.optimizers, resolve_device(assignment.device))
+    quiet_loggers()
+    with quiet():
+        import trials.engines.trl_trainer  # noqa: F401  # slow to import, so not in a trial's time
+
+        base = load_base(assignment.model, assignment.device, driver.progress)
+        for targets in assignment.target_modules:
+            resolve_targets(base.facts, targets)
+        data = load_data(assignment.data, base, assignment.seed, driver.progress)
+        _check_batch(assignment, data)
+        engine = TrlEngine(base, data, assignment)
+        baseline = engine.measure(partial(driver.progress, "measuring the untouched base"))
+        setup = _setup(engine, baseline)
+    return engine, setup
+
+
+@dataclass
+class TrlEngine:
+    """A base, the data and how to train on them; see `trials.contract.Engine`."""
+
+    base: Base
+    data: Data
+    assignment: Assignment
+
+    def __post_init__(self) -> None:
+        limit = evaluation_limit(self.base)
+        self._dtype = DTYPES[self.base.config.dtype]
+        pad = self.base.tokenizer.pad_token_id
+        self._evaluation: list[Batch] = evaluation_batches(
+            self.data.eval, pad=pad, limit=limit, device=self.base.device
+        )
+
+    def run(self, driver: Driver) -> None:
+        """Trains one trial after another until the driver has none."""
+        with _only_new_garbage():
+            one_at_a_time(driver, partial(self.train, driver=driver), time.sleep)
+
+    def measure(self, progress: Callable[[int, int], None] = lambda *_: None) -> Evaluation:
+        """The evaluation of the base with whatever adapter is on it."""
+        return evaluate(self.base.model, self._evaluation, self._dtype, progress)
+
+    def samples(self) -> tuple[Sample, ...]:
+        """What the base, with whatever adapter is on it, writes for the first prompts."""
+        count = min(self.assignment.samples, len(self.data.eval))
+        examples = [self.data.eval[place] for place in range(count)]
+        return samples(self.base.model, self.base.tokenizer, examples, self._dtype)
+
+    def train(self, trial: TrialConfig, driver: Driver) -> TrialResult:
+        """Trains one trial to its end, whatever end that is."""
+        course = Course(trial, driver, self.assignment.worker, self.base.device, self.measure)
+        try:
+            with quiet():
+                self._train(trial, course)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            said = str(error) or type(error).__name__
+            course.end(Outcome.INFEASIBLE, f"does not fit into memory: {said.splitlines()[0]}")
+        # Trainers hold themselves in cycles; their memory must be free before the next trial.
+        gc.collect()
+        if self.base.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return course.result()
+
+    def _train(self, trial: TrialConfig, course: Course) -> None:
+        from trials.engines.trl_trainer import Feed, train_adapter
+
+        if trial.train.packing:
+            keeps_packed_apart(self.base)
+        targets = resolve_targets(self.base.facts, trial.lora.target_modules)
+        with fresh_adapter(self.base.model, trial.lora, targets, trial.seed) as adapter:
+            course.trainable_parameters = adapter.trainable_parameters
+            feed = Feed(
+                rows=partial(self._rows, trial),
+                tokenizer=self.base.tokenizer,
+                device=self.base.device,
+                dtype=self._dtype,
+                limit=training_limit(self.base, trial.train),
+            )
+            train_adapter(adapter, trial, self._steps(trial), feed, course.step)
+            if course.outcome is Outcome.COMPLETE:
+                self._keep(trial, course, adapter)
+
+    def _keep(self, trial: TrialConfig, course: Course, adapter: Adapter) -> None:
+        if self.assignment.samples:
+            course.samples = self.samples()
+        if self.assignment.adapters_dir is not None:
+            folder = Path(self.assignment.adapters_dir) / str(trial.number)
+            name, revision = _origin(self.base)
+            course.adapter = str(export(adapter, folder, base=name, revision=revision))
+
+    def _steps(self, trial: TrialConfig) -> list[Step]:
+        if not trial.train.group_by_length:
+            return plan(trial.budget, trial.train.batch_size)
+        indices = order(trial.seed, len(self.data.train), 0, trial.budget.examples)
+        return plan(
+            trial.budget,
+            trial.train.batch_size,
+            seed=trial.seed,
+            length=lambda position: len(self.data.train[indices[position]].input_ids),
+        )
+
+    def _rows(self, trial: TrialConfig, step: Step) -> list[Row]:
+        train = self.data.train
+        placed = [
+            (position, train[order(trial.seed, len(train), position, 1)[0]])
+            for position in step.positions
+        ]
+        if trial.train.packing:
+            return pack(placed, self.data.config.max_length)
+        return [[item] for item in placed]
+
+
+@contextmanager
+def _only_new_garbage() -> Iterator[None]:
+    """Within, the collector passes over what was there before: 0.4 s less per pass.
+
+    Trainers ask for a pass at each start and end, through a million objects of imported libraries.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _origin(base: Base) -> tuple[str, str | None]:
+    """What loads this base elsewhere: a folder, or a name and its revision on the hub."""
+    if base.config.name == "demo" or Path(base.config.name).is_dir():
+        return str(base.model.name_or_path), None
+    return base.config.name, base.config.revision
+
+
+def _check_batch(assignment: Assignment, data: Data) -> None:
+    largest = assignment.max_batch_size
+    if largest is not None and largest > len(data.train):
+        raise InputError(
+            f"train.batch_size={largest} is larger than the training set of {len(data.train)} "
+            "examples. Type a smaller batch, or take more data (data.train_size)."
+        )
+
+
+def _setup(engine: TrlEngine, baseline: Evaluation) -> Setup:
+    base, data = engine.base, engine.data
+    return Setup(
+        worker=engine.assignment.worker,
+        model=base.config,
+        data=data.config,
+        model_facts=base.facts,
+        data_facts=data.facts,
+        device=device_facts(base.device, base.config.dtype),
+        rendered=data.rendered,
+        baseline_loss=baseline.loss,
+        baseline_accuracy=baseline.accuracy,
+        baseline_samples=engine.samples(),
+    )

@@ -1,0 +1,82 @@
+"""How much one forward may hold, and what running out of memory looks like."""
+
+from __future__ import annotations
+
+import torch
+
+from trials.base import Base
+from trials.base.devices import DTYPES
+from trials.contract import InputError, TrainConfig
+from trials.data.examples import Example
+from trials.evaluate import computing, target_logits
+from trials.training.batches import Batch, Limit, collate, pack
+
+CPU_TOKENS = 4096  # beyond it a forward gains no speed on a CPU, and its memory grows
+CPU_LOGIT_BYTES = 2**30
+MOST_TOKENS = 16384  # likewise on a GPU
+# Bytes of activations that training keeps for each token, per layer and hidden unit: measured 34 to
+# 45 on Llamas of 0.5 to 8 billion parameters with fused layers, about twice that with plain ones.
+TRAINING_BYTES = 80
+CHECKPOINTED_BYTES = 12  # one hidden state per layer, and one layer's activations
+FORWARD_BYTES = 4  # without gradients hardly more than one layer's
+LOGIT_BYTES = 16  # for each target and vocabulary entry: half and full precision, and gradients
+SHARE = 0.6  # of the free memory: the estimate is rough, and a step that fails is cut in two
+
+
+def training_limit(base: Base, train: TrainConfig) -> Limit:
+    """The micro-batch: `train.micro_batch_size` rows, or what should fit into memory."""
+    if train.micro_batch_size is not None:
+        return Limit(rows=train.micro_batch_size)
+    return _limit(base, CHECKPOINTED_BYTES if train.gradient_checkpointing else TRAINING_BYTES)
+
+
+def evaluation_limit(base: Base) -> Limit:
+    """How much one forward of the evaluation holds."""
+    return _limit(base, FORWARD_BYTES)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of the device or the host, is what was missing."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def keeps_packed_apart(base: Base) -> None:
+    """Raises InputError unless examples that share a row do not see each other in this model."""
+    first, other, second = (_probe(base, start) for start in (3, 5, 7))
+    logits = [_last_logits(base, [*before, (1, second)]) for before in ([(0, first)], [(0, other)])]
+    if not torch.equal(*logits):
+        raise InputError(
+            f"train.packing=true: in {base.facts.architecture} examples packed into one row would "
+            "see each other. Type train.packing=false."
+        )
+
+
+def _limit(base: Base, bytes_per_unit: int) -> Limit:
+    config = base.model.config.get_text_config()
+    target = LOGIT_BYTES * config.vocab_size
+    if base.device.type == "cpu":
+        return Limit(tokens=CPU_TOKENS, targets=max(CPU_LOGIT_BYTES // target, 1))
+    free = SHARE * _free_bytes(base.device)
+    token = bytes_per_unit * config.num_hidden_layers * config.hidden_size
+    tokens = int(0.7 * free / token)
+    return Limit(tokens=min(max(tokens, 1), MOST_TOKENS), targets=max(int(0.3 * free / target), 1))
+
+
+def _free_bytes(device: torch.device) -> int:
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free + unused
+
+
+def _probe(base: Base, start: int) -> Example:
+    size: int = base.model.config.get_text_config().vocab_size
+    ids = tuple((start * k) % size for k in range(1, 9))
+    return Example(ids, (False,) * 7 + (True,), "", "")
+
+
+def _last_logits(base: Base, row: list[tuple[int, Example]]) -> torch.Tensor:
+    batch: Batch = collate(pack(row, 64), 0).to(base.device)
+    with torch.no_grad(), computing(base.device, DTYPES[base.config.dtype]):
+        return target_logits(base.model, batch)[-1]
