@@ -6,43 +6,90 @@ Hydra's `@hydra.main` is not used: it writes the run's folder before any check o
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn, cast
 
+from sweep.ending import BAD_INPUT, INTERRUPTED
+from sweep.results.wording import clean
 from sweep.secrets import masked
+from sweep.streams import Steady, hold, tell
 from trials.contract import InputError
 
-BAD_INPUT = 2  # exit code
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GONE = "sweep: interrupted"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the sweep that the command line asks for; the exit code, 2 for bad input."""
+    """Runs the sweep that the command line asks for; the exit code, one of `sweep.ending`."""
+    hold()
     try:
-        return _main(_parsed(sys.argv[1:] if argv is None else argv))
+        with _signals():
+            return _main(_parsed(sys.argv[1:] if argv is None else argv))
     except InputError as error:
-        print(f"sweep: {masked(str(error))}", file=sys.stderr)
+        tell(f"sweep: {clean(masked(str(error)), lines=True)}")
         return BAD_INPUT
+    except KeyboardInterrupt:  # while there is no sweep that could end in order
+        tell(GONE)
+        return INTERRUPTED
 
 
 def _main(asked: argparse.Namespace) -> int:
     if asked.help:
         from sweep.config.listing import help_text
 
-        print(help_text(asked.config_dir), end="")
+        _say(help_text(asked.config_dir))
     elif asked.shell_completion:
         _complete(asked.overrides)
     elif asked.cfg:
-        print(_configuration(asked), end="")
+        _say(_configuration(asked))
     else:
         from sweep.config import compose
 
         config = compose(asked.overrides, asked.config_dir)
         from sweep.run import run_sweep
 
+        _raise_on_signals()  # from here on there is something to give back
         return run_sweep(config)
     return 0
+
+
+def _say(text: str) -> None:
+    """A whole page on standard output, whoever still reads it."""
+    print(text, end="", file=cast(IO[str], Steady(sys.stdout)), flush=True)
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Until the sweep runs, Ctrl-C and SIGTERM end the process where it stands.
+
+    An exception would come out of whatever is just being imported, as a traceback or not at all.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may be told
+        return
+    before = {number: signal.signal(number, _leave) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(*_: object) -> None:
+    os.write(2, f"{GONE}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+def _raise_on_signals() -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.default_int_handler)
 
 
 class _Parser(argparse.ArgumentParser):

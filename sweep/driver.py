@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from sweep.config import SweepConfig
+from sweep.config.checks import check_batches
 from sweep.connection import Connection
 from sweep.ending import BUDGET, COMPLETE, FAILED, Ending
 from sweep.observers import Closed, Observer, Opened
@@ -65,7 +66,7 @@ class SweepDriver:
 
     @property
     def is_open(self) -> bool:
-        """Whether a worker has prepared, so that there is a study."""
+        """Whether there is a study, because a worker has prepared."""
         return self._open is not None
 
     def holds_trials(self, worker: str) -> bool:
@@ -89,7 +90,8 @@ class SweepDriver:
             else:
                 live.worker = None
                 self._next_attempt(live)
-                self.note(f"{worker} ended ({reason}); trial {live.config.number} starts again")
+                then = "stays to be continued" if self.ending else "starts again"
+                self.note(f"{worker} ended ({reason}); trial {live.config.number} {then}")
 
     def beat(self) -> None:
         """Gives the lock a sign of life and notes the time used; cheap, call it often."""
@@ -112,9 +114,8 @@ class SweepDriver:
             self._open.store.leave(self._open.uuid, ending.reason)
             records = self._open.store.trials(self._open.uuid)
         try:
-            complete = ending.code == COMPLETE
-            closed = Closed(complete=complete, reason=ending.reason, records=records)
-            self._observer.closed(closed)
+            done = ending.code == COMPLETE
+            self._observer.closed(Closed(complete=done, reason=ending.reason, records=records))
         finally:
             if self._open:
                 self._open.close()
@@ -125,13 +126,16 @@ class SweepDriver:
 
     def progress(self, worker: str, what: str, done: int, total: int) -> None:
         """See `trials.contract.Driver`, here and below."""
-        self._observer.progress(worker, what, done, total)
+        self.beat()
+        if not self.holds_trials(worker):
+            self._observer.progress(worker, what, done, total)
 
     def prepared(self, worker: str, setup: Setup) -> None:
         """The first worker's setup opens the study; each later one must have found the same."""
         if self._setup is not None:
             identity.refuse_other_setup(self._setup, setup)
             return
+        check_batches(self.config, setup.data_facts.train_examples)
         self._open = open_study(self.config, setup)
         self._setup = setup
         self._opened_at = self._clock()
@@ -160,9 +164,11 @@ class SweepDriver:
         if any(live.suspect for live in ledger.held_by(worker)):
             return Turn.WAIT
         live = ledger.waiting_for(worker) or self._propose()
-        if live is not None:
-            return self._hand_out(live, worker)
-        return Turn.WAIT if ledger.pending and not self.ending else Turn.DONE
+        if live is None:
+            return Turn.WAIT if ledger.pending and not self.ending else Turn.DONE
+        live.worker = worker
+        self._show_start(live, worker)
+        return live.config
 
     def report(self, worker: str, report: Report) -> Verdict:
         """Stores a tick that is new, and judges it."""
@@ -198,11 +204,6 @@ class SweepDriver:
                 return live
             self._copy(live, original)
         return None
-
-    def _hand_out(self, live: Live, worker: str) -> TrialConfig:
-        live.worker = worker
-        self._show_start(live, worker)
-        return live.config
 
     def _show_start(self, live: Live, worker: str) -> None:
         assert self._open and self._setup
@@ -269,9 +270,8 @@ class SweepDriver:
 
     def _settle_twins(self, live: Live) -> None:
         """Trials like the one that ended get its result, or its place if it failed."""
-        for twin in [t for t in self._ledger.twins.values() if t.key == live.key]:
-            del self._ledger.twins[twin.config.number]
-            original = self._ledger.tried.get(live.key)
+        original = self._ledger.tried.get(live.key)
+        for twin in self._ledger.take_twins(live.key):
             if original is not None:
                 self._copy(twin, original)
             else:
@@ -294,8 +294,7 @@ class SweepDriver:
             self.stop(BUDGET, f"the wall-clock budget of {hours:g} h is used up")
 
     def _final(self) -> Ending:
-        if self.ending:
-            return self.ending
-        if self._open is None or self._ledger.pending:
-            return Ending(code=FAILED, reason="the workers left before the sweep was done")
-        return Ending(code=COMPLETE, reason=self._proposals.all_done)
+        if self._open and not self._ledger.pending and (self._proposals.done or not self.ending):
+            return Ending(code=COMPLETE, reason=self._proposals.all_done)
+        left = Ending(code=FAILED, reason="the workers left before the sweep was done")
+        return self.ending or left

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 COMPLETE = 0
 FAILED = 1
-BUDGET = 3  # 2 is bad input
+BAD_INPUT = 2
+BUDGET = 3
 INTERRUPTED = 130  # as shells say it
 
 

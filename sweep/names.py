@@ -28,13 +28,24 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name that `name` most probably means, if one is near."""
     known = tuple(known)
     group, _, key = name.lower().rpartition(".")
-    if (meant := _SYNONYMS.get(key)) in known:
+    if meant := same_word(name, known):
         return meant
     same = [entry for entry in known if group and entry.rpartition(".")[0] == group]
     for candidates, cutoff in ((same, 0.5), (known, 0.75 if group else 0.6)):
         if close := _close(key, {entry.rpartition(".")[2]: entry for entry in candidates}, cutoff):
             return close
     return _close(name, {entry: entry for entry in known}, 0.75)
+
+
+def same_word(name: str, known: Iterable[str]) -> str | None:
+    """The known name that differs in case only, that others call so, or that ends so."""
+    known = tuple(known)
+    group, _, key = name.lower().rpartition(".")
+    whole = [entry for entry in known if entry.lower() == name.lower()]
+    if whole or (meant := _SYNONYMS.get(key)) not in known:
+        ends = [entry for entry in known if not group and entry.lower().endswith(f".{key}")]
+        return next(iter([*whole, *ends]), None)
+    return meant
 
 
 def _close(name: str, known: Mapping[str, str], cutoff: float) -> str | None:

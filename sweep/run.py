@@ -7,30 +7,50 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sweep.config import SweepConfig
+from sweep.config import Limits, SweepConfig
 from sweep.driver import SweepDriver
-from sweep.ending import COMPLETE, FAILED, INTERRUPTED
+from sweep.ending import BUDGET, COMPLETE, FAILED, INTERRUPTED, Ending
 from sweep.executors import AtOnce, Executor, WorkerError, executor
 from sweep.observers import Closed, Observer, Opened, build_observers
+from sweep.secrets import masked
 from sweep.study import Standing, look
+from sweep.study.identity import refuse_other_inputs
 
 
 def run_sweep(config: SweepConfig, observer: Observer | None = None) -> int:
-    """Runs the sweep to its end; the exit code says how that was.
+    """Runs the sweep to its end; the exit code, one of `sweep.ending`, says how that was.
 
-    0: all trials are done; 1: it failed; 3: a budget is used up; 130: interrupted. Raises
-    `InputError` where the user must change something, and then nothing is left behind.
+    Raises `InputError` where the user must change something, and then nothing is left behind.
     """
     standing = look(config)
+    ending = _nothing_to_do(config.limits, standing) if standing else None
+    if standing and ending and standing.configured is not None:
+        refuse_other_inputs(config, standing.configured, standing.setup)
     observer = observer or build_observers(config)
-    if standing and standing.counted >= config.limits.n_trials and not standing.running:
-        _show_finished(config, standing, observer)
-        return COMPLETE
+    if standing and ending:
+        _show_again(config, standing, observer, ending)
+        return ending.code
     return _run(config, SweepDriver(config, observer))
 
 
-def _show_finished(config: SweepConfig, standing: Standing, observer: Observer) -> None:
-    """The study has all its trials: nothing is loaded, its result is shown once more."""
+def _nothing_to_do(limits: Limits, standing: Standing) -> Ending | None:
+    """Why nothing needs to be loaded: the study has all its trials, or used up its time."""
+    if standing.counted >= limits.n_trials and not standing.running:
+        more = standing.counted + max(limits.n_trials // 2, 1)
+        reason = f"the study has all its trials already; type n_trials={more} to extend it"
+        return Ending(code=COMPLETE, reason=reason)
+    hours = limits.wall_clock_hours
+    if hours is not None and standing.seconds >= hours * 3600:
+        more_hours = f"type budget.wall_clock_hours={2 * hours:g} to go on"
+        reason = f"the wall-clock budget of {hours:g} h is used up; {more_hours}"
+        return Ending(code=BUDGET, reason=reason)
+    return None
+
+
+def _show_again(
+    config: SweepConfig, standing: Standing, observer: Observer, ending: Ending
+) -> None:
+    """What the study came to so far, as its last run showed it."""
     if standing.setup:
         observer.opened(
             Opened(
@@ -41,25 +61,24 @@ def _show_finished(config: SweepConfig, standing: Standing, observer: Observer) 
                 past=standing.records,
             )
         )
-    more = standing.counted + max(config.limits.n_trials // 2, 1)
-    reason = f"the study has all its trials already; type n_trials={more} to extend it"
-    observer.closed(Closed(complete=True, reason=reason, records=standing.records))
+    complete = ending.code == COMPLETE
+    observer.closed(Closed(complete=complete, reason=ending.reason, records=standing.records))
 
 
 def _run(config: SweepConfig, driver: SweepDriver) -> int:
     workers = executor(config, driver)
-    with _signals(driver, workers):
-        try:
+    try:
+        with _signals(driver, workers):
             workers.run()
-        except WorkerError as error:
-            driver.stop(FAILED, str(error))
-        except AtOnce:
-            pass  # the signal has said why
-        except BaseException as error:
-            driver.stop(FAILED, f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            ending = driver.close()
+    except WorkerError as error:
+        driver.stop(FAILED, str(error))
+    except AtOnce:
+        pass  # the signal has said why
+    except BaseException as error:
+        driver.stop(FAILED, masked(f"{type(error).__name__}: {error}"))
+        raise
+    finally:
+        ending = driver.close()  # a Ctrl-C now: do not wait for observers
     return ending.code
 
 

@@ -109,6 +109,7 @@ class Space:
             dimension.name: {
                 "distribution": json.loads(distribution_to_json(dimension.distribution)),
                 "when": {name: list(allowed) for name, allowed in dimension.when},
+                "otherwise": dimension.otherwise,
             }
             for dimension in self.dimensions
         }
@@ -164,6 +165,7 @@ def assignment(
         target_modules=tuple(modules),
         optimizers=tuple(possible(config, "train.optimizer")),
         max_batch_size=max(possible(config, "train.batch_size")),
+        packing=any(possible(config, "train.packing")),
         threads=threads,
         adapters_dir=str(config.study_dir / "adapters") if config.keep_adapters else None,
     )

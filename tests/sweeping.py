@@ -46,9 +46,10 @@ class Recorder:
         self.reports: list[tuple[Report, Verdict]] = []
         self.results: list[TrialResult] = []
         self.notes: list[str] = []
+        self.loading: list[tuple[str, str]] = []  # worker, what
 
     def progress(self, worker: str, what: str, done: int, total: int) -> None:
-        pass
+        self.loading.append((worker, what))
 
     def opened(self, opened: Opened) -> None:
         self.opened_with = opened

@@ -132,6 +132,7 @@ def _assignment(trial: TrialConfig, options: argparse.Namespace) -> Assignment:
         target_modules=(trial.lora.target_modules,),
         optimizers=(trial.train.optimizer,),
         max_batch_size=trial.train.batch_size,
+        packing=trial.train.packing,
         threads=options.threads,
         adapters_dir=None if options.adapters is None else str(options.adapters.absolute()),
     )

@@ -72,6 +72,7 @@ def export(adapter: Adapter, folder: Path, *, base: str, revision: str | None = 
     from safetensors.torch import save_file
 
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same number
     aside.mkdir(parents=True)
     state = get_peft_model_state_dict(adapter.model, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

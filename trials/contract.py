@@ -145,6 +145,7 @@ class Assignment:
     target_modules: tuple[str | tuple[str, ...], ...]  # every value the study may use
     optimizers: tuple[str, ...]  # likewise
     max_batch_size: int | None = None  # likewise; examples
+    packing: bool = False  # whether any trial packs
     threads: int | None = None  # CPU threads for this worker; null: all
     samples: int = 0  # evaluation prompts to generate for
     adapters_dir: str | None = None  # where adapters are written; null: keep none
@@ -318,7 +319,10 @@ class Driver(Protocol):
     """What a worker can say. Every call is answered at once."""
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Shows how far long work before the first trial is; `total` 0 when unknown."""
+        """Shows how far long work before a trial is; `total` 0 when unknown.
+
+        Within a trial it is a sign of life only: a worker silent for too long is taken for hung.
+        """
 
     def prepared(self, setup: Setup) -> None:
         """Says that the worker is ready. An `InputError` is raised instead of answered."""

@@ -35,7 +35,7 @@ def samples(
 def _sample(
     model: Any, tokenizer: PreTrainedTokenizerBase, example: Example
 ) -> Sample:
-    prompt = _prompt(tokenizer, example)
+    prompt = _prompt(example)
     ids = torch.tensor([prompt], device=model.device)
     longest = min(LONGEST, max(1, MARGIN * (len(example.input_ids) - len(prompt))))
     written = model.generate(
@@ -55,8 +55,8 @@ def _sample(
     return Sample(prompt=example.prompt, reference=example.completion, generated=str(text))
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, example: Example) -> list[int]:
-    first = example.loss_mask.index(True)
-    if first > 1:
-        return list(example.input_ids[:first])
-    return list(tokenizer(example.prompt)["input_ids"])  # loss on everything: no border to see
+def _prompt(example: Example) -> list[int]:
+    """All before the last completion; of a conversation, its last answer."""
+    mask = example.loss_mask
+    begins = [at for at in range(1, len(mask)) if mask[at] and not mask[at - 1]]
+    return list(example.input_ids[: begins[-1]])

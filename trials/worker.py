@@ -6,7 +6,7 @@ Imports nothing heavy until it starts, so that a driver may import this module.
 from __future__ import annotations
 
 from trials.contract import Assignment, Driver
-from trials.engines import engine_module
+from trials.engines import engine_module, reads_data
 
 
 def work(assignment: Assignment, driver: Driver) -> None:
@@ -14,7 +14,18 @@ def work(assignment: Assignment, driver: Driver) -> None:
 
     Raises `InputError` where the user must change something, before the first trial.
     """
+    if reads_data(assignment.engine.name):
+        _check_data(assignment, driver)
     driver.progress("loading libraries", 0, 0)  # it takes seconds, so say so first
     engine, setup = engine_module(assignment.engine.name).prepare(assignment, driver)
     driver.prepared(setup)
     engine.run(driver)
+
+
+def _check_data(assignment: Assignment, driver: Driver) -> None:
+    """Before the libraries and the base, which take seconds to minutes to be there."""
+    from trials.data import check_rows
+    from trials.positions import check_length
+
+    check_rows(assignment.data, driver.progress)
+    check_length(assignment.data, assignment.model)

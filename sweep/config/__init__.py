@@ -71,6 +71,7 @@ class SweepConfig:
     tracking: Choice  # wandb, none
     command: str  # the command line as typed, secrets masked, to say how to go on
     resolved: str  # the resolved configuration as YAML, secrets masked
+    from_recipe: tuple[str, ...] = ()  # the groups whose values a recipe gave
 
     @property
     def study_dir(self) -> Path:
@@ -98,12 +99,13 @@ def load(asked: Draft) -> SweepConfig:
 def _frozen(asked: Draft, space: Space, settled: Mapping[str, Any]) -> SweepConfig:
     chosen = {group: _choice(group, asked.tree[group]) for group in OPEN}
     results_dir = Path(settled["results_dir"]).expanduser().absolute()
-    study = check_study(settled["study"] or _study_name(asked, space), results_dir)
+    storage = storage_url(settled["storage"])
+    study = check_study(settled["study"] or _study_name(asked, space), results_dir, storage)
     model, data = local_paths(_instance(ModelConfig, settled), _instance(DataConfig, settled))
     return SweepConfig(
         study=study,
         seed=settled["seed"],
-        storage=storage_url(settled["storage"]),
+        storage=storage,
         results_dir=results_dir,
         device=settled["device"],
         keep_adapters=settled["keep_adapters"],
@@ -122,6 +124,7 @@ def _frozen(asked: Draft, space: Space, settled: Mapping[str, Any]) -> SweepConf
         executor=_executor(chosen["executor"]),
         tracking=chosen["tracking"],
         command=_command(asked),
+        from_recipe=asked.from_recipe,
         resolved=as_yaml(asked, {**settled, "study": study, "data.path": data.path}),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.names import unknown
-from sweep.secrets import masked as masked
+from sweep.secrets import in_url, masked
 from sweep.space import examples, possible
 from trials.contract import DataConfig, InputError, ModelConfig
 
@@ -33,7 +32,7 @@ def check(config: SweepConfig) -> None:
     _check_tracking(config)
 
 
-def check_study(study: str, results_dir: Path) -> str:
+def check_study(study: str, results_dir: Path, storage: str) -> str:
     """The study's name, if it can be a folder of its own inside `results_dir`."""
     rule = (
         "a study's name is also its folder's: up to 100 letters, digits and . _ + = -, "
@@ -42,9 +41,26 @@ def check_study(study: str, results_dir: Path) -> str:
     if not STUDY.fullmatch(study):
         fit = re.sub(r"[^A-Za-z0-9._+=-]+", "_", study).strip("._-")[:100] or "my_study"
         raise InputError(f"study={study!r} cannot be: {rule}. Type study={fit}.")
-    if study.lower() in RESERVED or (results_dir / study).is_file():
-        raise InputError(f"study={study!r} is taken in {results_dir}. Type study=my_{study}.")
+    if study.lower() in {*RESERVED, *_database_files(storage, results_dir)} or _is_file(
+        results_dir / study
+    ):
+        raise InputError(f"study={study!r} is taken in {results_dir}. Type study=my_{study[:96]}.")
     return study
+
+
+def _database_files(storage: str, results_dir: Path) -> list[str]:
+    """The names that the database takes in `results_dir`, some of them only while it is open."""
+    path = Path(storage.partition(":///")[2].partition("?")[0])
+    if not storage.startswith("sqlite") or path.parent != results_dir:
+        return []
+    return [f"{path.name}{end}".lower() for end in ("", "-journal", "-wal", "-shm")]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.exists() and not path.is_dir()
+    except OSError:  # a name that no file can have: the folder's own check says so
+        return False
 
 
 def check_device(device: str) -> str:
@@ -63,7 +79,8 @@ def storage_url(url: str) -> str:
     example = "sqlite:///results/sweep.db, postgresql://user:password@host/database"
     if "://" not in url:
         typed = f"Type storage=sqlite:///{url}" if url.endswith(".db") else f"Type {example}"
-        raise InputError(f"storage={url} is not a database URL. {typed}.")
+        said = "***" if "@" in url else url  # there is no telling what in it is a password
+        raise InputError(f"storage={said} is not a database URL. {typed}.")
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
@@ -134,6 +151,11 @@ def _check_driver(url: Any, said: str) -> None:
 
 
 def _local(name: str, value: str) -> str:
+    if in_url(value):  # it would be stored with every trial
+        raise InputError(
+            f"{name}={masked(value)}: a password in a URL would be written into every result. "
+            f"Log in by HF_TOKEN=... instead, or download it and type {name}=<the local file>."
+        )
     path = Path(value).expanduser()
     if path.exists():
         return str(path.absolute())
@@ -155,8 +177,6 @@ def _check_sampler(config: SweepConfig) -> None:
             f"sampler=grid tries every point, and {told} has no end of them. "
             f"Type {endless[0].name}='choice(...)' or 'range(low, high, step)', or sampler=tpe."
         )
-    if name == "gp" and importlib.util.find_spec("scipy") is None:
-        raise InputError("sampler=gp needs SciPy. Type pip install 'qlora-sweep[gp]'.")
 
 
 def _check_pruner(options: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from sweep.config.grammar import parse_override
 from sweep.config.leaves import LEAVES, SEARCHABLE, unknown_key
-from sweep.names import ADDED, GROUPS, nearest, unknown
+from sweep.names import ADDED, GROUPS, nearest, same_word, unknown
 from trials.contract import InputError
 
 OPEN = ("engine", "executor", "sampler", "pruner", "tracking")  # their options depend on the atom
@@ -36,6 +36,7 @@ class Draft:
     searches: tuple[str, ...]  # the search files' names
     typed: frozenset[str]  # leaves given a plain value on the command line
     swept: Mapping[str, tuple[Sweep, str]]  # leaves given a sweep on the command line
+    from_recipe: tuple[str, ...] = ()  # the groups that `+recipe=` filled
     overrides: tuple[str, ...]
     config_dir: Path | None
 
@@ -62,9 +63,10 @@ def draft(overrides: Sequence[str], config_dir: Path | None = None) -> Draft:
     for group, names in asked.groups.items():
         _check_options(group, names, folders)
     config = _composed(asked.groups, folders)
+    from_recipe = _keep_typed_groups(config, asked, folders)
     for name, value in asked.values.items():
         _check_key(name, config)
-        OmegaConf.update(config, name, value, merge=False, force_add=True)
+        _set(config, name, value)
     tree = _plain(config)
     if not isinstance(tree.get("search") or {}, Mapping):
         raise InputError(f"search: {tree['search']!r} is no search space. Type +search=lora_rank.")
@@ -74,6 +76,7 @@ def draft(overrides: Sequence[str], config_dir: Path | None = None) -> Draft:
         searches=tuple(asked.groups.get("search", ())),
         typed=frozenset(asked.values),
         swept=asked.swept,
+        from_recipe=from_recipe,
         overrides=tuple(overrides),
         config_dir=config_dir,
     )
@@ -215,10 +218,34 @@ def _composed(groups: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> D
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3", job_name="sweep"):
             config = hydra_compose("config", lines)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeError) as error:
         raise InputError(f"The configuration cannot be composed: {_one_line(error)}") from None
     OmegaConf.set_struct(config, False)
     return config
+
+
+def _keep_typed_groups(
+    config: DictConfig, asked: _Asked, folders: Sequence[Path]
+) -> tuple[str, ...]:
+    """A group typed beside `+recipe=` stays whole; says which groups are the recipe's."""
+    if "recipe" not in asked.groups:
+        return ()
+    path = options("recipe", folders)[asked.groups["recipe"][0]]
+    filled = [group for group in GROUPS if group in (OmegaConf.load(path) or {})]
+    typed = [group for group in filled if group in asked.groups and group not in ADDED]
+    if typed:
+        rest = {group: names for group, names in asked.groups.items() if group != "recipe"}
+        without = _composed(rest, folders)
+        for group in typed:
+            config[group] = without[group]
+    return tuple(group for group in filled if group not in typed)
+
+
+def _set(config: DictConfig, name: str, value: Any) -> None:
+    try:
+        OmegaConf.update(config, name, value, merge=False, force_add=True)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{name}={value} cannot be read: {_one_line(error)}") from None
 
 
 def _check_key(name: str, config: DictConfig) -> None:
@@ -241,11 +268,13 @@ def _check_key(name: str, config: DictConfig) -> None:
 
 def _unknown(name: str, config: DictConfig) -> str:
     """The message about an unknown key; a group's name is the nearest for `modle=demo`."""
-    if "." not in name and (group := nearest(name, (*GROUPS, "recipe"))):
+    options = {f"{group}.{key}": None for group in OPEN for key in config[group]}
+    known = {**LEAVES, **options}
+    plain = "." not in name and not same_word(name, known)
+    if plain and (group := nearest(name, (*GROUPS, "recipe"))):
         plus = "+" if group in ADDED else ""
         return f"{name!r} is unknown. Did you mean {plus}{group}=...? Groups: {', '.join(GROUPS)}."
-    known = {f"{group}.{key}": None for group in OPEN for key in config[group]}
-    return unknown_key(name, {**LEAVES, **known})
+    return unknown_key(name, known)
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

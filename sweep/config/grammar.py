@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import math
+import re
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,9 @@ def _interval(name: str, leaf: Leaf, sweep: IntervalSweep, said: str) -> BaseDis
     low, high = sweep.start, sweep.end
     whole = isinstance(low, int) and isinstance(high, int)
     if leaf.kind == "int" and not whole or "int" in sweep.tags:
-        form = f"int(interval({show(_short(low))}, {show(_short(high))}))"
+        ends: list[Any] = [_short(low), _short(high)]
+        ends = sorted(ends) if all(map(_is_number, ends)) else ends
+        form = f"int(interval({show(ends[0])}, {show(ends[1])}))"
         form = f"tag(log, {form})" if "log" in sweep.tags else form
         if leaf.kind == "int" or "int" in sweep.tags:
             raise InputError(
@@ -108,8 +111,20 @@ def _interval(name: str, leaf: Leaf, sweep: IntervalSweep, said: str) -> BaseDis
             )
     log = _bounds(name, leaf, sweep, low, high, said)
     if whole:
+        _check_not_cut(name, low, high, said)
         return IntDistribution(int(low or 0), int(high or 0), log=log)
     return FloatDistribution(float(low or 0), float(high or 0), log=log)
+
+
+def _check_not_cut(name: str, low: Any, high: Any, said: str) -> None:
+    """int(interval(4.5, 8)) comes from Hydra as 4 to 8."""
+    ends = re.search(r"interval\(([^()]*)\)", said)
+    for end in re.findall(r"[-+]?[\d._]+(?:[eE][-+]?\d+)?", ends[1]) if ends else ():
+        if not float(end).is_integer():
+            raise InputError(
+                f"{said}: int() would cut off what {end} has after the point. "
+                f"Type {name}='int(interval({low}, {high}))' if that is meant."
+            )
 
 
 def _range(name: str, leaf: Leaf, sweep: RangeSweep, said: str) -> BaseDistribution:

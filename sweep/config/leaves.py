@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sweep.names import nearest, unknown
+from sweep.names import nearest, same_word, unknown
 from trials.contract import (
     OPTIMIZERS,
     SCHEDULERS,
@@ -21,11 +21,13 @@ from trials.contract import (
 )
 
 MODULES = re.compile(r"[A-Za-z_][\w.\-]*(\+[A-Za-z_][\w.\-]*)*")  # a preset, or names joined by +
+FAULT = re.compile(r"(crash|exit|hang|oom|nan|exception)@\d{1,9}:\d{1,9}(:\d{1,9})?", re.ASCII)
 _KINDS: Mapping[str, str] = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
     "str": "a text",
+    "faults": "a list of kind@trial:tick, such as [crash@3:2,nan@5:1:0]",
     "modules": "a preset such as qv or all-linear, or module names such as [q_proj,v_proj]",
 }
 
@@ -65,7 +67,7 @@ class Leaf:
         if self.kind not in ("int", "float"):
             return True
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.low is None or value >= self.low)
             and (self.above is None or value > self.above)
             and (self.high is None or value <= self.high)
@@ -81,7 +83,7 @@ class Leaf:
             "at most": self.high,
             "below": self.below,
         }
-        told = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items()
+        told = " and ".join(f"{word} {show(float(bound))}" for word, bound in bounds.items()
                             if bound is not None)  # fmt: skip
         words = f"{_KINDS[self.kind]} {told}".strip()
         return f"{words} (or null)" if self.nullable else words
@@ -109,7 +111,7 @@ def unknown_key(name: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
     """The message about an unknown key; lists its own group's keys if there is such a group."""
     group = name.rpartition(".")[0]
     near = [entry for entry in known if entry.rpartition(".")[0] == group]
-    meant = nearest(name, near) or nearest(name, known)
+    meant = same_word(name, known) or nearest(name, near) or nearest(name, known)
     if near and (meant is None or meant in near):
         return unknown("Key", name, near)
     hint = f" Did you mean {meant!r}?" if meant else ""
@@ -162,7 +164,13 @@ def _modules(value: Any) -> str | tuple[str, ...] | None:
     return value if isinstance(value, str) and MODULES.fullmatch(value) else None
 
 
-_CONVERT = {"int": _int, "float": _float, "bool": _bool, "str": _str, "modules": _modules}
+def _faults(value: Any) -> list[str] | None:
+    good = isinstance(value, list) and all(isinstance(v, str) and FAULT.fullmatch(v) for v in value)
+    return value if good else None
+
+
+_CONVERT = {"int": _int, "float": _float, "bool": _bool, "str": _str, "modules": _modules,
+            "faults": _faults}  # fmt: skip
 _CLASSES = {"model": ModelConfig, "data": DataConfig, "lora": LoraConfig, "train": TrainConfig}
 _DEFAULTS: Mapping[str, Any] = {
     "lora.alpha": None,
@@ -225,10 +233,10 @@ LEAVES: Mapping[str, Leaf] = {
     "budget.ticks": Leaf(kind="int", low=1),
     "budget.wall_clock_hours": Leaf(kind="float", above=0, nullable=True),
     "budget.max_failures": Leaf(kind="int", low=1),
-    "executor.workers": Leaf(kind="int", low=1, nullable=True),
+    "executor.workers": Leaf(kind="int", low=1, high=1024, nullable=True),
     "executor.patience_s": Leaf(kind="float", above=0),
     "study": _TEXT,
-    "n_trials": Leaf(kind="int", low=1),
+    "n_trials": Leaf(kind="int", low=1, high=1_000_000),
     "seed": Leaf(kind="int", low=0, high=2**32 - 1),
     "storage": Leaf(kind="str"),
     "results_dir": Leaf(kind="str"),
@@ -238,8 +246,12 @@ LEAVES: Mapping[str, Leaf] = {
 SEARCHABLE = tuple(name for name, leaf in LEAVES.items() if leaf.searchable)
 EITHER = (("lora.alpha", "lora.alpha_ratio"), ("budget.examples", "budget.epochs"))
 
-# Options of samplers, pruners and trackers whose rule is more than a type.
+# Options of engines, samplers, pruners and trackers whose rule is more than a type.
 OPTIONS: Mapping[str, Leaf] = {
+    "engine.capacity": Leaf(kind="int", low=1, high=1024),
+    "engine.seconds_per_tick": Leaf(kind="float", low=0, high=86_400),
+    "engine.noise": Leaf(kind="float", low=0),
+    "engine.faults": Leaf(kind="faults"),
     "pruner.min_fraction": Leaf(kind="float", above=0, high=1),
     "pruner.reduction_factor": Leaf(kind="int", low=2),
     "pruner.startup_trials": Leaf(kind="int", low=0),

@@ -26,6 +26,11 @@ FLAGS = """\
   --config-dir DIR    a folder with groups of your own, such as DIR/search/mine.yaml
   -sc install=bash    completion: eval "$(sweep -sc install=bash)" (or zsh, fish)"""
 
+CODES = """\
+  0  all trials are done        2    bad input; nothing was written
+  1  failed                     3    a budget is used up
+                                130  interrupted; the same command goes on"""
+
 
 def help_text(config_dir: Path | None = None) -> str:
     """The page that `--help` prints."""
@@ -39,6 +44,7 @@ def help_text(config_dir: Path | None = None) -> str:
             "Groups (group=option; conf/group/option.yaml)\n" + "\n".join(groups),
             f"Names\n{NAMES}",
             f"Options\n{FLAGS}",
+            f"Exit codes\n{CODES}",
             "Results so far: python -m sweep.results\n",
         )
     )
@@ -66,7 +72,7 @@ def spaces(folders: Sequence[Path]) -> str:
 
 def _line_on(path: Path) -> str:
     """The first comment of a search file that is not its command."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         if line.startswith("#") and "python -m" not in line and "@package" not in line:
             return line.lstrip("# ").strip()
     return ""

@@ -159,6 +159,11 @@ def _settle_pair(
             f"{told} are both given, and each determines the other. "
             f"Keep one: type {both[0]}=null or {both[1]}=null."
         )
+    if not both and pair[0] == "budget.examples":
+        raise InputError(
+            f"{pair[0]}=null and {pair[1]}=null leave a trial without a length. "
+            f"Type {pair[0]}=1200 or {pair[1]}=1."
+        )
 
 
 def _dimensions(

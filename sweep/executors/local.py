@@ -96,13 +96,14 @@ class Local:
     def _look(self) -> None:
         """Ends who is silent, dead without a word, or not needed any more."""
         self._driver.beat()
+        patience = self._config.executor.patience_s
         for worker in list(self._workers.values()):
             busy = not worker.prepared or self._driver.holds_trials(worker.name)
             if self._driver.ending and not worker.prepared:
                 self._remove(worker, at_once=True)
                 worker.forget()
-            elif busy and worker.silent_s > self._config.executor.patience_s:
-                worker.error = f"silent for {self._config.executor.patience_s:g} s"
+            elif busy and worker.silent_s > patience:
+                worker.error = f"silent for {patience:g} s; executor.patience_s=... waits longer"
                 self._gone(worker, at_once=True)
             elif worker.process.poll() is not None and not worker.connection.poll():
                 self._gone(worker)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sweep.config import SweepConfig
+from sweep.secrets import masked
 from sweep.store import TrialRecord
+from sweep.streams import tell
 from trials.contract import Report, Setup, TrialConfig, TrialResult, Verdict
 
 
@@ -64,7 +65,7 @@ class Observers:
         self, observers: Sequence[Observer], note: Callable[[str], None] | None = None
     ) -> None:
         self._observers = list(observers)
-        self._note = note or _to_standard_error
+        self._note = note or tell
 
     def progress(self, worker: str, what: str, done: int, total: int) -> None:
         """See `Observer`."""
@@ -93,10 +94,10 @@ class Observers:
     def note(self, text: str) -> None:
         """A line for the user that is no event: a worker started anew, an observer dropped."""
         try:
-            self._note(text)
+            self._note(masked(text))
         except Exception:  # the console itself is broken
-            self._note = _to_standard_error
-            self._note(text)
+            self._note = tell
+            self._note(masked(text))
 
     def _show(self, step: Callable[[Observer], None]) -> None:
         for observer in list(self._observers):
@@ -134,11 +135,3 @@ def _stop(observer: Observer) -> None:
         getattr(observer, "stop", lambda: None)()
     except Exception:
         pass  # it is reported already
-
-
-def _to_standard_error(text: str) -> None:
-    """The last resort; a closed or broken stream is no reason to lose a trial."""
-    try:
-        print(text, file=sys.stderr, flush=True)
-    except (OSError, ValueError):
-        pass

@@ -12,7 +12,7 @@ from sweep.observers import Closed, Opened
 from sweep.observers.wandb import sync_command
 from sweep.results import leaderboard, summary, wording
 from sweep.results.wording import clean, plural
-from sweep.store import Store, StudyRecord
+from sweep.store import Store, StudyRecord, study_of
 from trials.contract import InputError
 
 TOP = 20  # rows of the final leaderboard
@@ -25,7 +25,7 @@ def closing(
     if opened is None and not closed.records:
         raised = closed.reason.startswith(InputError.__name__)  # then the command says it
         return None if raised else Text(clean(closed.reason), "bold")
-    study = _found(opened) if opened else _stored(config)
+    study = _described(opened) if opened else _stored(config)
     done = sum(leaderboard.counts_towards_total(r) for r in closed.records)
     total, took = plural(config.limits.n_trials, "trial"), wording.duration(elapsed_s)
     return Group(
@@ -35,24 +35,9 @@ def closing(
     )
 
 
-def _found(opened: Opened) -> StudyRecord:
-    config, setup = opened.config, opened.setup
-    return StudyRecord(
-        study=config.study,
-        uuid=opened.study_uuid,
-        n_trials=config.limits.n_trials,
-        ticks=int(config.values["budget.ticks"]),
-        first_rung=opened.first_rung,
-        baseline_loss=setup.baseline_loss,
-        baseline_accuracy=setup.baseline_accuracy,
-        model=setup.model.name,
-        data=setup.data.path or setup.data.format,
-        device=setup.device.name,
-        dimensions=tuple(dimension.name for dimension in config.space.dimensions),
-        results_dir=str(config.results_dir),
-        started_at=0.0,
-        seconds=0.0,
-        versions=setup.device.versions,
+def _described(opened: Opened) -> StudyRecord:
+    return study_of(
+        opened.config, opened.setup, uuid=opened.study_uuid, first_rung=opened.first_rung
     )
 
 

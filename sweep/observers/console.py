@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import IO, Any
+from pathlib import Path
+from typing import IO, Any, cast
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -24,7 +25,8 @@ from sweep.observers.console_table import Loading, Preparing, Running
 from sweep.observers.opening import headline, opening
 from sweep.observers.tally import Tally
 from sweep.results import wording
-from sweep.results.wording import clean
+from sweep.results.wording import clean, here
+from sweep.streams import Steady
 from trials.contract import Report, TrialConfig, TrialResult, Verdict
 
 SPINNING_PER_S = 8.0  # pictures while there is little to draw
@@ -34,11 +36,15 @@ PROGRESS_EVERY_S = 10.0  # between two plain lines on the same long work
 PLAIN_WIDTH = 120  # cells of tables where there is no terminal to ask
 
 
+def log_file(config: SweepConfig) -> Path:
+    """Where the plain lines of all runs of the study are kept."""
+    return config.study_dir / "logs" / "sweep.log"
+
+
 def build_console(config: SweepConfig, stream: IO[str] | None = None) -> LiveConsole | PlainConsole:
     """The console that suits the stream (standard output); says its first line at once."""
-    stream = stream or sys.stdout
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="replace")  # a terminal without block characters shows "?"
+    steady = Steady(stream or sys.stdout, f"the sweep goes on, see {here(log_file(config))}")
+    stream = cast(IO[str], steady)
     if stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown"):
         return LiveConsole(config, stream)
     return PlainConsole(config, stream)

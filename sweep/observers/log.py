@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from sweep.observers import Closed, Opened
-from sweep.observers.console import PlainConsole
+from sweep.observers.console import PlainConsole, log_file
 from trials.contract import Report, TrialConfig, TrialResult, Verdict
 
 
@@ -22,7 +22,7 @@ class Log:
 
     def opened(self, opened: Opened) -> None:
         """Opens the file."""
-        path = opened.config.study_dir / "logs" / "sweep.log"
+        path = log_file(opened.config)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
         self._lines = PlainConsole(opened.config, self._file)

@@ -78,6 +78,8 @@ def _facts(opened: Opened) -> Iterator[tuple[str, RenderableType]]:
     yield "baseline", Text(_baseline(setup))
     yield "budget", Text(_budget(opened))
     yield "search", _search(config)
+    if config.from_recipe:
+        yield "recipe", Text(f"gave {', '.join(config.from_recipe)}; typed groups and values win")
     for name, fixed in config.space.frozen:
         where = f"{clean(name)} is fixed at {wording.value(fixed)} by the command line"
         yield "fixed", Text(where, "yellow")

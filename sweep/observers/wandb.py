@@ -98,7 +98,7 @@ class Wandb:
             self._note(f"W&B missed {plural(self._feed.dropped, 'report')}; the database has them.")
         if not done:
             waited = time.monotonic() - began
-            self._note(f"W&B was not done after {waited:.0f} s and is left alone. {self._later()}")
+            self._note(f"W&B was not done after {waited:.0f} s and was ended. {self._later()}")
         elif self._unsent:
             self._note(f"W&B has not got everything. {self._later()}")
 

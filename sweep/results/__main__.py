@@ -13,8 +13,10 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import IO, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -27,9 +29,11 @@ from sweep.results.trials_csv import TrialsCsv
 from sweep.results.wording import clean, plural
 from sweep.secrets import masked
 from sweep.store import Store, StudyRecord, TrialRecord
+from sweep.streams import Steady, tell
 from trials.contract import InputError
 
 TOP = 20
+ALIVE_S = 60.0  # a driver writes its seconds three times in that; a silent one may be dead
 PLAIN_WIDTH = 120  # cells, where there is no terminal to ask
 
 
@@ -40,13 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _show(asked, url)
     except InputError as error:
-        print(clean(masked(str(error)), lines=True), file=sys.stderr)
+        tell(clean(masked(str(error)), lines=True))
         return 2
     except SQLAlchemyError as error:
-        print(clean(f"storage={masked(url)} cannot be read: {error}"), file=sys.stderr)
+        tell(clean(f"storage={masked(url)} cannot be read: {masked(str(error))}"))
         return 2
-    except BrokenPipeError:  # the reader has seen enough
-        sys.stderr.close()
     return 0
 
 
@@ -59,12 +61,26 @@ def _show(asked: argparse.Namespace, url: str) -> None:
             return
         study = _chosen(asked.study, studies, url)
         records = store.trials(study.uuid)
+        beaten_at = store.beaten_at(study.study)
     finally:
         store.close()
+    if beaten_at is not None and time.time() - beaten_at < ALIVE_S:
+        study, records = _as_of_now(study, records, beaten_at)
     if asked.csv:
         _print_csv(study, records)
     else:
         _print_page(study, records, url, asked.top or None)
+
+
+def _as_of_now(
+    study: StudyRecord, records: Sequence[TrialRecord], beaten_at: float
+) -> tuple[StudyRecord, list[TrialRecord]]:
+    """What still runs goes on since it was last written."""
+    now = time.time()
+    return replace(study, seconds=study.seconds + now - beaten_at), [
+        replace(r, seconds=max(r.seconds, now - r.started_at)) if r.outcome == "running" else r
+        for r in records
+    ]
 
 
 def _chosen(name: str | None, studies: dict[str, StudyRecord], url: str) -> StudyRecord:
@@ -81,7 +97,7 @@ def _print_csv(study: StudyRecord, records: Sequence[TrialRecord]) -> None:
     table = TrialsCsv(study.dimensions)
     for record in records:
         table.put(record)
-    print(table.text(), end="", flush=True)
+    print(table.text(), end="", file=_stdout(), flush=True)
 
 
 def _print_page(
@@ -147,10 +163,14 @@ def _study_columns(
 
 
 def _console() -> Console:
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    return Console(highlight=False, markup=False, width=width)
+    stream = _stdout()
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, highlight=False, markup=False, width=width)
+
+
+def _stdout() -> IO[str]:
+    """Standard output; its reader may have seen enough."""
+    return cast(IO[str], Steady(sys.stdout))
 
 
 def _parser() -> argparse.ArgumentParser:

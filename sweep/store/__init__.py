@@ -18,6 +18,7 @@ from sweep.store.database import connect, hurry, settle, shown, sqlite_path, ups
 from sweep.store.records import StudyRecord as StudyRecord
 from sweep.store.records import TrialRecord as TrialRecord
 from sweep.store.records import finite, study_record, trial_record
+from sweep.store.records import study_of as study_of
 from trials.contract import (
     CurvePoint,
     InputError,
@@ -65,10 +66,16 @@ class Store:
                 version = sa.select(sa.func.max(schema.schema.c.version))
                 known = sa.inspect(db).has_table(schema.schema.name)
                 found = db.scalar(version) if known else None
+                foreign = schema.foreign(db)
                 if found is None and create:
                     db.execute(schema.schema.insert().values(version=schema.VERSION))
-        except sa.exc.DatabaseError as error:
+        except sa.exc.DBAPIError as error:
             raise InputError(f"storage={shown(url)} cannot be used: {error.orig}") from error
+        if foreign and (found is None or found <= schema.VERSION):
+            raise InputError(
+                f"{shown(url)} has a table {foreign!r} that is neither sweep's nor Optuna's. "
+                "Type storage=<another database>."
+            )
         if found is None and not create:
             raise NothingThere(f"There are no sweeps in {shown(url)}.")
         if found is not None and found > schema.VERSION:
@@ -191,6 +198,12 @@ class Store:
         with self.engine.connect() as db:
             text = db.scalar(sa.select(table.c.setup).where(table.c.study_uuid == uuid))
         return from_json(Setup, str(text))
+
+    def beaten_at(self, study: str) -> float | None:
+        """When the driver that holds the study last wrote its seconds; null where none does."""
+        table = schema.locks
+        with self.engine.connect() as db:
+            return db.scalar(sa.select(table.c.alive_at).where(table.c.study == study))
 
     def trials(self, uuid: str, number: int | None = None) -> list[TrialRecord]:
         """The study's trials (or one) by number: the latest attempt, the ticks of all attempts."""

@@ -10,14 +10,15 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sweep.secrets import masked
 from trials.contract import InputError
 
 BUSY_TIMEOUT_S = 60.0  # how long a locked SQLite file is waited for
 
 
 def shown(url: str) -> str:
-    """A database URL without its password."""
-    return _parsed(url).render_as_string(hide_password=True)
+    """A database URL without its password, wherever in it that is."""
+    return masked(_parsed(url).render_as_string(hide_password=True))
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -49,7 +50,7 @@ def _parsed(url: str) -> sa.URL:
         return sa.make_url(url)
     except sa.exc.ArgumentError:
         raise InputError(
-            f"storage={url!r} is not a database URL. Type for example "
+            f"storage={masked(url)!r} is not a database URL. Type for example "
             "storage=sqlite:///results/sweep.db"
         ) from None
 

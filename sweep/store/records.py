@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+
+from trials.contract import Setup
+
+if TYPE_CHECKING:  # reading needs no configuration
+    from sweep.config import SweepConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +63,27 @@ class StudyRecord:
     started_at: float
     seconds: float  # wall-clock over all runs
     versions: Mapping[str, str]
+
+
+def study_of(config: SweepConfig, setup: Setup, *, uuid: str, first_rung: int) -> StudyRecord:
+    """A study that begins now, as its configuration and its worker describe it."""
+    return StudyRecord(
+        study=config.study,
+        uuid=uuid,
+        n_trials=config.limits.n_trials,
+        ticks=config.values["budget.ticks"],
+        first_rung=first_rung,
+        baseline_loss=setup.baseline_loss,
+        baseline_accuracy=setup.baseline_accuracy,
+        model=setup.model.name,
+        data=setup.data.path or setup.data.format,
+        device=setup.device.name,
+        dimensions=tuple(dimension.name for dimension in config.space.dimensions),
+        results_dir=str(config.results_dir),
+        started_at=time.time(),
+        seconds=0.0,
+        versions=setup.device.versions,
+    )
 
 
 def finite(value: float | None) -> float | None:

@@ -13,6 +13,7 @@ from sqlalchemy import (
     DDL,
     BigInteger,
     Column,
+    Connection,
     Double,
     Integer,
     MetaData,
@@ -20,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     event,
+    inspect,
 )
 from sqlalchemy.dialects import mysql
 
@@ -31,6 +33,19 @@ metadata = MetaData()
 
 def _key(name: str, kind: Any) -> Column[Any]:
     return Column(name, kind, primary_key=True, autoincrement=False)
+
+
+OPTUNA = {"studies": {"study_id", "study_name"}, "trials": {"trial_id", "study_id", "number"}}
+
+
+def foreign(db: Connection) -> str | None:
+    """The first table that has the name of one of ours, or of Optuna's, and is none."""
+    wanted = {table.name: set(table.columns.keys()) for table in metadata.sorted_tables} | OPTUNA
+    inspector = inspect(db)
+    for name in sorted(set(inspector.get_table_names()) & set(wanted)):
+        if wanted[name] - {column["name"] for column in inspector.get_columns(name)}:
+            return name
+    return None
 
 
 schema = Table("sweep_schema", metadata, Column("version", Integer, primary_key=True))

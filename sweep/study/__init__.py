@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -14,11 +14,12 @@ from typing import Any
 
 import optuna
 import sqlalchemy as sa
+from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from sweep.config import SweepConfig
-from sweep.store import NothingThere, Store, StudyRecord, TrialRecord
+from sweep.store import NothingThere, Store, TrialRecord, study_of
 from sweep.store.database import engine_options, hurry, shown, sqlite_path
 from sweep.study import identity, lock
 from sweep.study.lock import StudyLock
@@ -61,8 +62,10 @@ class Standing:
     running: int
     uuid: str
     first_rung: int
+    seconds: float  # wall-clock of all runs
     records: list[TrialRecord]
     setup: Setup | None  # null: written by an older version
+    configured: dict[str, Any] | None  # model and data as typed; null: likewise
 
 
 def look(config: SweepConfig) -> Standing | None:
@@ -107,23 +110,18 @@ def open_study(config: SweepConfig, setup: Setup) -> OpenStudy:
 
 
 def _standing(config: SweepConfig, store: Store) -> Standing | None:
-    storage = _storage(config.storage, create=False)
-    try:
+    """Null where there is no such study, or a driver was killed while it made Optuna's tables."""
+    with suppress(KeyError, StorageInternalError), _read_only(config.storage) as storage:
         study = optuna.load_study(study_name=config.study, storage=storage)
-        known = study.user_attrs.get(ATTRIBUTE)
-        if known is None:
-            return None
-        identity.refuse_other(
-            config.study, known["facts"], identity.planned(config), same_names=False
-        )
-        return _progress(study, store, known["uuid"])
-    except KeyError:
-        return None
-    finally:
-        storage.engine.dispose()
+        if known := study.user_attrs.get(ATTRIBUTE):
+            facts = identity.planned(config)
+            identity.refuse_other(config.study, known["facts"], facts, same_names=False)
+            return _progress(study, store, known)
+    return None
 
 
-def _progress(study: optuna.Study, store: Store, study_uuid: str) -> Standing | None:
+def _progress(study: optuna.Study, store: Store, known: dict[str, Any]) -> Standing | None:
+    study_uuid = known["uuid"]
     states = [trial.state for trial in study.get_trials(deepcopy=False)]
     row = next((row for row in store.studies() if row.uuid == study_uuid), None)
     if row is None:
@@ -137,9 +135,20 @@ def _progress(study: optuna.Study, store: Store, study_uuid: str) -> Standing | 
         running=states.count(TrialState.RUNNING),
         uuid=study_uuid,
         first_rung=row.first_rung,
+        seconds=row.seconds,
         records=store.trials(study_uuid),
         setup=setup,
+        configured=known.get("configured"),
     )
+
+
+@contextmanager
+def _read_only(url: str) -> Iterator[RDBStorage]:
+    storage = _storage(url, create=False)
+    try:
+        yield storage
+    finally:
+        storage.engine.dispose()
 
 
 def _storage(url: str, *, create: bool) -> RDBStorage:
@@ -168,7 +177,8 @@ def _load_or_create(
             f"Study {config.study!r} in {shown(config.storage)} was not made by sweep. "
             "Type study=<another name>."
         )
-    known = {"uuid": str(uuid.uuid4()), "facts": facts}
+    typed = identity.configured(config.model, config.data)
+    known = {"uuid": str(uuid.uuid4()), "facts": facts, "configured": typed}
     study.set_user_attr(ATTRIBUTE, known)
     return study, known
 
@@ -177,24 +187,7 @@ def _write_row(
     config: SweepConfig, setup: Setup, store: Store, study_uuid: str, first_rung: int
 ) -> float:
     """Writes our row of the study; says the seconds of earlier runs."""
-    record = StudyRecord(
-        study=config.study,
-        uuid=study_uuid,
-        n_trials=config.limits.n_trials,
-        ticks=config.values["budget.ticks"],
-        first_rung=first_rung,
-        baseline_loss=setup.baseline_loss,
-        baseline_accuracy=setup.baseline_accuracy,
-        model=setup.model.name,
-        data=setup.data.path or setup.data.format,
-        device=setup.device.name,
-        dimensions=tuple(dimension.name for dimension in config.space.dimensions),
-        results_dir=str(config.results_dir),
-        started_at=time.time(),
-        seconds=0.0,
-        versions=setup.device.versions,
-    )
-    store.open_study(record, setup)
+    store.open_study(study_of(config, setup, uuid=study_uuid, first_rung=first_rung), setup)
     return next(row.seconds for row in store.studies() if row.uuid == study_uuid)
 
 
@@ -263,16 +256,30 @@ def _missing(folder: Path) -> list[Path]:
 def _check_writable(config: SweepConfig) -> None:
     """Raises `InputError` where the database's file or the results could not be written."""
     path = sqlite_path(config.storage)
-    if path and path.exists() and not os.access(path, os.W_OK):
-        raise InputError(f"storage={shown(config.storage)}: {path} is read-only.")
-    for name, folder in (("storage", path and path.parent), ("results_dir", config.results_dir)):
+    for name, folder in (("results_dir", config.results_dir), ("storage", path and path.parent)):
         if folder is not None:
             _check_folder(name, folder)
+    if path and path.exists() and not os.access(path, os.W_OK):
+        raise InputError(f"storage={shown(config.storage)}: {path} is read-only.")
 
 
 def _check_folder(name: str, folder: Path) -> None:
-    there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
-    if not there.is_dir():
-        raise InputError(f"{name}: {there} is not a folder. Type {name}=<a place for it>.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{name}: {there} is read-only. Type {name}=<a place to write to>.")
+    try:
+        there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
+        if not there.is_dir():
+            raise InputError(f"{name}: {there} is not a folder. Type {name}=<a place for it>.")
+        if there != folder:
+            _check_names(there, folder)
+        os.rmdir(tempfile.mkdtemp(prefix=".sweep-", dir=there))  # /proc says yes, and does not
+    except OSError as error:
+        raise InputError(
+            f"{name}: {folder} cannot be written to: {error.strerror}. "
+            f"Type {name}=<a place to write to>."
+        ) from None
+
+
+def _check_names(there: Path, folder: Path) -> None:
+    """Raises OSError for a name that is too long; the system says so before it is missing."""
+    for part in folder.relative_to(there).parts:
+        with suppress(FileNotFoundError):
+            os.stat(there / part)

@@ -115,6 +115,11 @@ class Ledger:
         """The curves of all trials but this."""
         return (curve for other, curve in self.curves.items() if other != number)
 
+    def take_twins(self, key: str) -> list[Live]:
+        """Takes out the twins of this configuration."""
+        numbers = [number for number, twin in self.twins.items() if twin.key == key]
+        return [self.twins.pop(number) for number in numbers]
+
     def running_like(self, key: str) -> bool:
         """Whether a live trial has this configuration."""
         return any(live.key == key for live in self.live.values())

@@ -38,6 +38,11 @@ class Proposals:
         self.study = MirroredStudy(self.open.study, self.open.storage)
 
     @property
+    def done(self) -> bool:
+        """Whether the study has all its trials, or the space no more points."""
+        return bool(self.exhausted) or self.ledger.counted >= self.config.limits.n_trials
+
+    @property
     def all_done(self) -> str:
         """Why there is nothing left to try."""
         return self.exhausted or f"all {self.config.limits.n_trials} trials are done"
@@ -52,7 +57,7 @@ class Proposals:
         for frozen in self.study.before:
             record = records.get(frozen.number)
             if frozen.state is not TrialState.RUNNING:
-                self._remember(frozen)
+                self._remember(frozen, record)
             elif record is not None and record.outcome in ENDED:
                 live = self._attach(frozen, record, record.attempt)
                 uncommitted.append((live, _as_result(record, live)))
@@ -128,20 +133,20 @@ class Proposals:
         self.ledger.live[frozen.number] = live
         told = live.curve.losses
         told.update(frozen.intermediate_values)
-        for tick, loss in enumerate(record.losses if record else (), start=1):
+        for tick, loss in _judged(record).items():
             if math.isfinite(loss) and tick not in told:  # between our tables and Optuna's
                 self.study.report(frozen.number, tick, loss)
-            told.setdefault(tick, loss if math.isfinite(loss) else math.inf)
+            told.setdefault(tick, loss)
         return live
 
-    def _remember(self, frozen: FrozenTrial) -> None:
+    def _remember(self, frozen: FrozenTrial, record: TrialRecord | None) -> None:
         """A finished trial's part in later decisions."""
         config, ledger = self.config, self.ledger
         made = overlay(config, self.setup, frozen.params, number=frozen.number, attempt=0)
         failed, copy = frozen.state is TrialState.FAIL, "copy_of" in frozen.user_attrs
         ledger.curves[frozen.number] = Curve(
             number=frozen.number,
-            losses=dict(frozen.intermediate_values),
+            losses={**_judged(record), **frozen.intermediate_values},
             complete=frozen.state is TrialState.COMPLETE,
             competes=not failed and not copy,
             judged_from=judged_from(made.train.warmup, made.budget.ticks),
@@ -179,6 +184,12 @@ class Proposals:
         ledger.tried.setdefault(live.key, number)
         ledger.counted += 1
         ledger.failures_in_row = 0
+
+
+def _judged(record: TrialRecord | None) -> dict[int, float]:
+    """The losses of our tables by tick, as pruners see them: Optuna has none that is not finite."""
+    losses = record.losses if record else ()
+    return {t: x if math.isfinite(x) else math.inf for t, x in enumerate(losses, start=1)}
 
 
 def _as_result(record: TrialRecord, live: Live) -> TrialResult:

@@ -7,10 +7,10 @@ state is lost with a process, and the same command gives the same sweep.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,8 +51,8 @@ def trial_seed(seed: int, number: int) -> int:
 def _tpe(options: Values, space: Space, values: Values, seed: int) -> Sampling:
     startup = int(options.get("startup_trials", STARTUP_TRIALS))
     multivariate = options.get("multivariate")
-    return lambda number: _Tpe(
-        space,
+    make = TPESampler if multivariate is False else partial(_Tpe, space)
+    return lambda number: make(
         seed=trial_seed(seed, number),
         n_startup_trials=startup,
         multivariate=multivariate,
@@ -65,7 +65,6 @@ def _random(options: Values, space: Space, values: Values, seed: int) -> Samplin
 
 
 def _gp(options: Values, space: Space, values: Values, seed: int) -> Sampling:
-    _need("gp", "torch", "scipy")
     from optuna.samplers import GPSampler
 
     startup = int(options.get("startup_trials", STARTUP_TRIALS))
@@ -78,7 +77,6 @@ def _gp(options: Values, space: Space, values: Values, seed: int) -> Sampling:
 
 
 def _qmc(options: Values, space: Space, values: Values, seed: int) -> Sampling:
-    _need("qmc", "scipy")
     return lambda number: _Sobol(space, seed, number)
 
 
@@ -92,14 +90,6 @@ def _grid(options: Values, space: Space, values: Values, seed: int) -> Sampling:
     points = list(_points(space.dimensions, values, {}))
     random.Random(f"grid {seed}").shuffle(points)
     return lambda number: _Listed(points[number % len(points)])
-
-
-def _need(sampler: str, *modules: str) -> None:
-    for module in modules:
-        if importlib.util.find_spec(module) is None:
-            raise InputError(
-                f"sampler={sampler} needs the package {module}. Type: pip install {module}"
-            )
 
 
 def _points(

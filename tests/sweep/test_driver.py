@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from sweeping import Recorder, in_optuna, prepare, ready, run_inline, stored, sw
 from sweep.config import SweepConfig
 from sweep.ending import BUDGET, COMPLETE, FAILED, INTERRUPTED
 from sweep.observers import Observers
+from sweep.store import Store
+from sweep.store.database import sqlite_path
 from trials.contract import (
     Driver,
     InputError,
@@ -71,17 +74,6 @@ def test_our_tables_agree_with_optunas(config: SweepConfig) -> None:
         assert record.first_rung_loss == frozen.intermediate_values[study.first_rung]
         assert dict(record.params) == frozen.params
         assert record.reason == frozen.user_attrs.get("reason")
-
-
-def test_the_same_command_gives_the_same_sweep(tmp_path: Path) -> None:
-    sweeps = [sweep_config(tmp_path / name) for name in ("one", "two")]
-    for config in sweeps:
-        run_inline(config)
-    one, two = ([(r.params, r.losses, r.reason) for r in stored(c)[1]] for c in sweeps)
-    assert one == two
-    other = sweep_config(tmp_path / "three", "seed=1")
-    run_inline(other)
-    assert [r.params for r in stored(other)[1]] != [params for params, _, _ in one]
 
 
 def test_a_stopped_trial_is_not_heard_again(config: SweepConfig) -> None:
@@ -254,14 +246,54 @@ def test_wall_clock_counts_over_all_runs(tmp_path: Path) -> None:
     assert stored(config)[0].seconds == pytest.approx(3700.0)
 
 
+def test_a_study_that_got_all_its_trials_in_time_is_complete(tmp_path: Path) -> None:
+    now = 0.0
+    config = sweep_config(tmp_path, "budget.wall_clock_hours=1", "n_trials=1")
+    driver, link = ready(config, clock=lambda: now)
+    trial = take(link)
+    now = 3700.0
+    end(link, trial)
+    assert link.next_trial() is Turn.DONE
+    ending = driver.close()
+    assert (ending.code, ending.reason) == (COMPLETE, "all 1 trials are done")
+
+
+def test_progress_within_a_trial_is_a_sign_of_life_and_no_more(config: SweepConfig) -> None:
+    seen = Recorder()
+    driver, link = ready(config, seen)
+    link.progress("loading", 1, 2)
+    before = list(seen.loading)
+    trial = take(link)
+    link.progress("trial 0", 8, 1200)
+    driver.connect("w1").progress("loading", 1, 2)
+    assert before[-1] == ("w0", "loading") and seen.loading[len(before):] == [("w1", "loading")]
+    end(link, trial)
+    driver.close()
+
+
+def test_pruning_after_a_restart_counts_the_diverged(config: SweepConfig) -> None:
+    driver, link = ready(config)
+    for loss in (0.5, 0.6, math.nan):
+        trial = take(link)
+        tell(link, trial, 1, 0.9)
+        stopped = tell(link, trial, 2, loss)
+        end(link, trial, stopped.outcome if stopped.stop else Outcome.COMPLETE, loss)
+    driver.close()
+    driver, link = ready(config)
+    trial = take(link)
+    tell(link, trial, 1, 0.9)
+    assert not tell(link, trial, 2, 0.55).stop  # in the best half of four, not of three
+    driver.close()
+
+
 def test_ticks_told_before_a_crash_stay_told(config: SweepConfig) -> None:
     """As after kill -9: nothing is closed, the next driver starts from the database alone."""
-    first, link = ready(config)
+    _, link = ready(config)
     one, two = take(link), take(link)
     tell(link, one, 2, 0.5)
     tell(link, two, 1, 0.9)
     tell(link, two, 2, 0.7)  # pruned, but the driver dies before the worker can say so
-    abandon(first)
+    abandon(config)
 
     seen = Recorder()
     driver, link = ready(config, seen)
@@ -279,13 +311,14 @@ def test_ticks_told_before_a_crash_stay_told(config: SweepConfig) -> None:
 
 
 def test_a_trial_that_ended_in_our_tables_is_only_told(config: SweepConfig) -> None:
-    first, link = ready(config)
+    _, link = ready(config)
     trial = take(link)
     tell(link, trial, 5, 0.5)
     result = TrialResult(trial=0, attempt=0, outcome=Outcome.COMPLETE, eval_loss=0.5, ticks=5)
-    assert first._open
-    first._open.store.finish(first._open.uuid, result, first_rung_loss=None)
-    abandon(first)
+    store = Store(config.storage, create=True)
+    store.finish(stored(config)[0].uuid, result, first_rung_loss=None)
+    store.close()
+    abandon(config)
 
     seen = Recorder()
     driver, link = ready(config, seen)
@@ -295,15 +328,13 @@ def test_a_trial_that_ended_in_our_tables_is_only_told(config: SweepConfig) -> N
 
 
 def test_a_tick_in_our_tables_reaches_optuna_too(config: SweepConfig) -> None:
-    first, link = ready(config)
+    _, link = ready(config)
     trial = take(link)
-    assert first._open
-    first._open.store.tick(
-        first._open.uuid,
-        Report(trial=0, attempt=0, tick=1, eval_loss=0.9, examples=240, tokens=1, seconds=1.0),
-        first_rung=2,
-    )
-    abandon(first)
+    report = Report(trial=0, attempt=0, tick=1, eval_loss=0.9, examples=240, tokens=1, seconds=1.0)
+    store = Store(config.storage, create=True)
+    store.tick(stored(config)[0].uuid, report, first_rung=2)
+    store.close()
+    abandon(config)
     driver, link = ready(config)
     trial = take(link)
     tell(link, trial, 1, 0.9)
@@ -312,10 +343,12 @@ def test_a_tick_in_our_tables_reaches_optuna_too(config: SweepConfig) -> None:
     assert stored(config)[1][0].losses == (0.9,)
 
 
-def abandon(driver: object) -> None:
+def abandon(config: SweepConfig) -> None:
     """Leaves a driver as kill -9 does, but for its lock, which would name this living process."""
-    opened = driver._open  # type: ignore[attr-defined]
-    opened.close()
+    db = sqlite3.connect(str(sqlite_path(config.storage)))
+    db.execute("delete from sweep_locks")
+    db.commit()
+    db.close()
 
 
 def test_after_an_interruption_the_sweep_is_the_undisturbed_one(tmp_path: Path) -> None:

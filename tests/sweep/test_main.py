@@ -12,6 +12,7 @@ import pytest
 from sweep.__main__ import main
 from sweep.config import SweepConfig
 from sweep.config.compose import conf_dir, options
+from sweep.ending import BAD_INPUT, BUDGET, COMPLETE, FAILED, INTERRUPTED
 from sweep.names import GROUPS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -31,6 +32,9 @@ def test_help_names_every_group_and_every_option(capsys: pytest.CaptureFixture[s
     assert "python -m sweep +search=lora_rank" in told
     for group in GROUPS:
         assert [name for name in options(group, [conf_dir()]) if name not in told] == []
+    codes = told.partition("Exit codes")[2]
+    for code in (COMPLETE, FAILED, BAD_INPUT, BUDGET, INTERRUPTED):
+        assert f"  {code} " in codes
 
 
 def test_without_a_search_the_spaces_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -65,6 +69,8 @@ def test_a_part_of_the_configuration_is_printed(capsys: pytest.CaptureFixture[st
         (["-sc", "bash"], "install"),
         (["--cfg", "job", "lora.rank=3"], "lora.r"),
         (["+search=lora_rank", "storage=nosuch://me:hush@host/db"], "nosuch"),
+        (["+search=lora_rank", "storage=nosuch://me:a@hush/x@host/db"], "nosuch"),
+        (["+search=lora_rank", "storage=postgresql:me:hush@host"], "is not a database URL"),
         (["+search=lora_rank", "storage='no(such://me:hush@host/db"], "cannot be read"),
     ],
 )
@@ -78,6 +84,30 @@ def test_bad_input(
     assert list(place.iterdir()) == []
 
 
+def test_control_characters_of_an_argument_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["l\x1b[31mr=1", "+search=lora_rank"]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("results_dir", ["/proc/zz", "a" * 300, "taken"])
+def test_results_that_cannot_be_written(
+    results_dir: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (place / "taken").touch()
+    argv = ["+search=lora_rank", "engine=simulated", "tracking=none", f"results_dir={results_dir}"]
+    assert main(argv) == 2
+    assert "Type results_dir=" in capsys.readouterr().err
+    assert [entry.name for entry in place.iterdir()] == ["taken"]
+
+
+def test_a_file_that_is_not_utf8(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "search").mkdir()
+    (place / "search" / "odd.yaml").write_bytes(b"# \xff\nlora: {r: 8}\n")
+    assert main(["--config-dir", str(place), "+search=odd"]) == 2
+    assert main(["--config-dir", str(place)]) == 2
+    assert "utf-8" in capsys.readouterr().err
+
+
 def test_a_good_command_line_runs_its_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[SweepConfig] = []
 
@@ -88,6 +118,17 @@ def test_a_good_command_line_runs_its_sweep(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("sweep.run.run_sweep", run_sweep)
     assert main(["+search=lora_rank", "study=mine"]) == 7
     assert ran[0].study == "mine"
+
+
+def test_ctrl_c_while_there_is_no_sweep_yet_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_sweep(config: SweepConfig) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sweep.run.run_sweep", run_sweep)
+    assert main(["+search=lora_rank"]) == INTERRUPTED
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_completion_knows_groups_and_options(

@@ -337,7 +337,10 @@ def test_an_assignment_names_all_that_may_come() -> None:
     assigned = assignment(config, worker="w0", device="cuda:0", threads=None)
     assert (assigned.max_batch_size, assigned.optimizers) == (16, ("adamw", "sgd"))
     assert (assigned.adapters_dir, assigned.device) == (None, "cuda:0")
-    assert assignment(compose(["lora.r=4,8"]), worker="w", device="cpu").adapters_dir
+    plain = assignment(compose(["lora.r=4,8"]), worker="w", device="cpu")
+    assert plain.adapters_dir and not plain.packing
+    packs = compose(["train.packing=choice(true,false)"])
+    assert assignment(packs, worker="w", device="cpu").packing
 
 
 def test_batches_against_epochs_are_checked_once_the_data_is_known() -> None:

@@ -40,7 +40,7 @@ def test_a_replayed_trial_ends_with_the_same_loss(tiny: Tiny, tmp_path: Path) ->
                "--threads", "1", "--adapters", str(tmp_path / "adapters")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
-    assert lines[0] == "loading libraries"
+    assert lines[:2] == ["checking the data", "loading libraries"]
     ticks = [line for line in lines if line.startswith("tick ")]
     for line, report in zip(ticks, driver.reports[-2:], strict=True):
         assert f"tick {report.tick}/2: loss {report.eval_loss:.4f}" in line

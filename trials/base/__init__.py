@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trials.base.devices import DTYPES, compute_dtype
 from trials.base.devices import device_facts as device_facts
 from trials.base.devices import resolve_device as resolve_device
-from trials.base.hub import Progress, in_short
 from trials.base.origin import locate
 from trials.base.quantised import (
     as_stored,
@@ -25,6 +25,7 @@ from trials.base.quantised import (
 from trials.base.targets import linear_modules, module_names, presets
 from trials.base.targets import resolve_targets as resolve_targets
 from trials.contract import InputError, ModelConfig, ModelFacts
+from trials.hub import Progress, in_short
 from trials.quiet import quiet
 
 STEPS = 4  # of `load_base`, as its progress counts
@@ -145,10 +146,21 @@ def _freeze(model: PreTrainedModel) -> None:
         parameter.requires_grad_(False)
     model.config.use_cache = False  # of no use in training, and it warns under checkpointing
     for module in model.modules():
+        _without_dropout(module)
         # bitsandbytes 0.50 repacks NF4 weights at the first evaluation on CPUs with AVX512-BF16,
         # and its backward then misreads them: wrong gradients without a word.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _without_dropout(module: torch.nn.Module) -> None:
+    # GPT-2's or OPT's own dropout would draw from one generator for all rows, so that a trial's
+    # losses depended on its micro-batch. `lora.dropout` is the one that a trial asks for.
+    if isinstance(module, _DropoutNd):
+        module.p = 0.0
+    for name, value in list(vars(module).items()):
+        if "drop" in name and isinstance(value, float):
+            setattr(module, name, 0.0)
 
 
 def _facts(model: PreTrainedModel, config: ModelConfig) -> ModelFacts:

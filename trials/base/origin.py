@@ -6,10 +6,10 @@ import hashlib
 import re
 from pathlib import Path
 
-from trials.base.hub import Progress, hub_reason, snapshot
 from trials.contract import InputError, ModelConfig
+from trials.demo import BASE as DEMO
+from trials.hub import Progress, hub_reason, snapshot
 
-DEMO = Path(__file__).parent.parent / "assets" / "demo"
 # What decides what a base computes.
 FILES = (
     "*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*", "vocab.*",
@@ -82,8 +82,12 @@ def _check_files(model: ModelConfig, folder: Path) -> None:
     found = f" ({others[0]} can run code when it is loaded)" if others else ""
     raise InputError(
         f"model.name={model.name}: it has no safetensors weights{found}. Weights are read from "
-        "safetensors only: take a revision of the model that has them (model.revision=...), or "
-        "convert it with `model.save_pretrained(folder)` and type model.name=folder."
+        "safetensors only. If the hub has a conversion, type its revision, as in "
+        "model.revision=refs/pr/2. Else convert it once, in Python:\n"
+        "  from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "  for part in (AutoModelForCausalLM, AutoTokenizer):\n"
+        f"      part.from_pretrained({model.name!r}).save_pretrained('converted')\n"
+        "and type model.name=converted."
     )
 
 

@@ -41,7 +41,7 @@ def load(name: str) -> tuple[dict[str, Any], Arrays] | None:
         with _file(name).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {field: stored[field] for field in stored.files}
         return json.loads(arrays.pop("facts").tobytes()), arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
         return None
 
 
@@ -51,9 +51,10 @@ def save(name: str, facts: dict[str, Any], arrays: Arrays) -> None:
     with suppress(OSError):
         target = _file(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as aside:
-            np.savez(aside, facts=text, **arrays)  # type: ignore[arg-type]
-        os.replace(aside.name, target)
+        with tempfile.TemporaryDirectory(dir=target.parent) as aside:  # gone if the disk is full
+            written = Path(aside) / target.name
+            np.savez(written, facts=text, **arrays)  # type: ignore[arg-type]
+            written.replace(target)
 
 
 def _file(name: str) -> Path:

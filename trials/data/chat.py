@@ -7,16 +7,28 @@ for one turn's content, so any template works that puts contents where they belo
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 from typing import Any
 
 from trials.contract import InputError
 from trials.data.tokens import Text
+from trials.hub import in_short
 
+# Templates that tell the model today's date (Llama 3's, for one) would give other data tomorrow, so
+# they read this clock instead of the library's.
+TODAY = datetime.datetime(2024, 7, 26)  # Llama 3's own date where there is no clock
+_PARTS = "".join(f".replace('%{part}', '{TODAY:%{part}}')" for part in "aAbBdejmyYHIMSp")
+_DATE = f"format.replace('%-', '%'){_PARTS}"
+CLOCK = f"{{% macro strftime_now(format) %}}{{{{ {_DATE} }}}}{{% endmacro %}}\n"
 PLACEHOLDER = "\u2039turn\u203a"  # no template looks for it, and trimming leaves it whole
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 Message = dict[str, str]
+
+
+class Unusable(Exception):
+    """Why a conversation cannot be written, to follow "each"."""
 
 
 class Chat:
@@ -30,9 +42,20 @@ class Chat:
                 "write messages. Take an instruct or chat version of the model, or type "
                 "data.format=completion (or alpaca) with data that has such columns."
             )
+        self._template = CLOCK + tokenizer.get_chat_template()
+        self._refusal: str | None = None  # the first one, which stands for all
 
     def text(self, item: Any) -> Text | str:
-        """A conversation as pieces with loss or not, up to the assistant's last turn."""
+        """A conversation as pieces with loss or not, up to the assistant's last turn.
+
+        A conversation that the template refuses or rewrites gives the reason instead.
+        """
+        try:
+            return self._text(item)
+        except Unusable as error:
+            return str(error)
+
+    def _text(self, item: Any) -> Text | str:
         messages = _messages(item)
         spoken = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         spoken = [i for i in spoken if messages[i]["content"].strip()]
@@ -51,10 +74,9 @@ class Chat:
         start = self._start(whole, messages[:index], before)
         end = len(whole) - len(after)
         if start is None or not whole.endswith(after) or end <= start:
-            raise InputError(
-                "data.format=chat: this model's chat template rewrites messages, so what the "
-                "assistant said cannot be told from the rest. Take another model, or data with "
-                "prompt and completion columns (data.format=completion)."
+            raise Unusable(
+                "is rewritten by this model's chat template, so what the assistant said cannot be "
+                "told from the rest; another model, or data.format=completion, may take it"
             )
         return start, end + (len(self._ending) if after.startswith(self._ending) else 0)
 
@@ -75,13 +97,14 @@ class Chat:
     def _render(self, messages: list[Message], *, add_generation_prompt: bool = False) -> str:
         try:
             return str(self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt,
+                chat_template=self._template,
             ))
         except Exception as error:
             roles = ", ".join(message["role"] for message in messages)
-            raise InputError(
-                f"data.format=chat: this model's chat template refuses a conversation of {roles}: "
-                f"{error}. Change the data, or take another model."
+            self._refusal = self._refusal or f"a conversation of {roles}: {in_short(error)}"
+            raise Unusable(
+                f"is refused by this model's chat template, as {self._refusal.rstrip('.')}"
             ) from error
 
 

@@ -20,6 +20,7 @@ class Role:
     required: bool = True
 
 
+NEAR = 0.75  # how alike names must be: at 0.7, "completion" is near "question"
 PROMPTS = ("prompt", "question", "instruction", "query", "input", "source", "problem")
 COMPLETIONS = ("completion", "response", "answer", "output", "target", "label", "solution")
 ROLES: dict[str, dict[str, Role]] = {
@@ -46,6 +47,20 @@ ROLES: dict[str, dict[str, Role]] = {
                                               "original dialog info")),
     },
 }
+
+
+def check_columns(data: DataConfig) -> None:
+    """Raises InputError where one column is named for two roles."""
+    settings: dict[str, str] = {}  # column -> the setting that names it
+    for role in ROLES[data.format].values():
+        column = getattr(data, role.setting)
+        if column is not None and column in settings:
+            raise InputError(
+                f"data.{role.setting}={column!r}: this column is data.{settings[column]} already, "
+                "and each has its own. Name another column, or leave one of the two out: then it "
+                "is guessed."
+            )
+        settings[column] = role.setting
 
 
 def resolve_columns(
@@ -89,12 +104,20 @@ def _guess(role: Role, there: list[str], taken: set[str]) -> str | None:
 
 
 def _missing(named: str, setting: str, there: list[str], where: str) -> str:
-    near = difflib.get_close_matches(named, there, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = _near(named, there)
+    hint = f" Did you mean {near!r}?" if near else ""
     return (
         f"data.{setting}={named!r}: {where} has no such column.{hint} "
         f"Columns there are: {_listed(there)}."
     )
+
+
+def _near(named: str, there: list[str]) -> str | None:
+    """The column that a typing error, another case or ending ("Questions") makes of `named`."""
+    name, columns = named.lower(), {column.lower(): column for column in reversed(there)}
+    close = difflib.get_close_matches(name, columns, n=1, cutoff=NEAR)
+    close += [lower for lower in columns if lower.startswith(name) or name.startswith(lower)]
+    return columns[close[0]] if close else None
 
 
 def _listed(there: list[str]) -> str:

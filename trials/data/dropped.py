@@ -9,8 +9,10 @@ from trials.data.formats import NO_TEMPLATE
 
 if TYPE_CHECKING:
     from trials.data.split import Side
+    from trials.data.tokens import Text
 
 NAMED = 10  # row numbers that a message names
+SHOWN = 20  # characters of a text that a message shows
 
 
 def check_texts(side: Side) -> None:
@@ -45,8 +47,28 @@ def warnings(side: Side) -> list[str]:
     said[f"dropped: no completion token left within {limit}"] = side.cut_away
     said[f"shortened to {limit} tokens: their completions lose their end"] = side.shortened
     said["not trained on: equal to an evaluation row"] = side.repeated
-    return [f"{len(rows)} of {side.total} rows of {side.key} {what} ({_named(rows)})."
-            for what, rows in said.items() if rows]
+    named = [f"{len(rows)} of {side.total} rows of {side.key} {what} ({_named(rows)})."
+             for what, rows in said.items() if rows]
+    return named + _run_together(side)
+
+
+def _run_together(side: Side) -> list[str]:
+    """Prompts and completions of the user's own columns, with no white space where they meet."""
+    if side.config.format != "completion":
+        return []
+    found = sorted((row, text) for _, row, text in side.texts if _meets(text))
+    if not found:
+        return []
+    prompt, completion = found[0][1].prompt[-SHOWN:], found[0][1].completion[:SHOWN]
+    return [
+        f"prompts run into completions: {len(found)} of {side.total} rows of {side.key} have no "
+        f"white space between them, as {prompt}\u27e6{completion}\u27e7. If a model should not "
+        "write it so, end the prompts with what belongs between."
+    ]
+
+
+def _meets(text: Text) -> bool:
+    return bool(text.prompt) and not (text.prompt[-1].isspace() or text.completion[0].isspace())
 
 
 def _limit(side: Side) -> str:

@@ -26,6 +26,7 @@ ALPACA_INPUT = (
     "{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
 EMPTY = "has an empty completion"
+NO_UNICODE = "has half a character (a lone surrogate)"  # as from JSON cut in the middle of one
 NO_TEMPLATE = "lacks the response template"
 
 ToText = Callable[[Row], Text | str]
@@ -33,6 +34,11 @@ ToText = Callable[[Row], Text | str]
 
 def formatter(data: DataConfig, columns: dict[str, str], tokenizer: Any) -> ToText:
     """The function that makes a row of this data a text. Raises InputError on a bad setting."""
+    to_text = _formatter(data, columns, tokenizer)
+    return lambda row: _encodable(to_text(row))
+
+
+def _formatter(data: DataConfig, columns: dict[str, str], tokenizer: Any) -> ToText:
     if data.format == "chat":
         chat = Chat(tokenizer)
         return lambda row: chat.text(row.get(columns["messages"]))
@@ -42,9 +48,19 @@ def formatter(data: DataConfig, columns: dict[str, str], tokenizer: Any) -> ToTe
         return lambda row: _pair(row["prompt"], row["completion"])
     if data.format == "completion":
         return lambda row: _pair(
-            _string(row.get(columns["prompt"])), _string(row.get(columns["completion"]))
+            _string(row, columns["prompt"]), _string(row, columns["completion"])
         )
     return {"alpaca": _alpaca, "dialogue": _dialogue}[data.format](columns)
+
+
+def _encodable(text: Text | str) -> Text | str:
+    if isinstance(text, str):
+        return text
+    try:
+        "".join(piece for piece, _ in text.pieces).encode()
+    except UnicodeEncodeError:
+        return NO_UNICODE
+    return text
 
 
 def _pair(prompt: str, completion: str) -> Text | str:
@@ -56,9 +72,9 @@ def _pair(prompt: str, completion: str) -> Text | str:
 def _text(data: DataConfig, column: str) -> ToText:
     template = data.response_template
     if template:
-        return lambda row: _split(_string(row.get(column)), template)
+        return lambda row: _split(_string(row, column), template)
     if data.loss_on == "all":
-        return lambda row: _pair("", _string(row.get(column)))
+        return lambda row: _pair("", _string(row, column))
     raise InputError(
         "data.response_template is missing: loss on the completion needs to know where it begins. "
         "Type data.response_template='Price is $' (as your texts have it), or data.loss_on=all."
@@ -73,11 +89,11 @@ def _split(text: str, template: str) -> Text | str:
 
 def _alpaca(columns: dict[str, str]) -> ToText:
     def text(row: Row) -> Text | str:
-        instruction = _string(row.get(columns["instruction"]))
-        context = _string(row.get(columns["input"])) if "input" in columns else ""
+        instruction = _string(row, columns["instruction"])
+        context = _string(row, columns["input"]) if "input" in columns else ""
         form = ALPACA_INPUT if context.strip() else ALPACA
         return _pair(form.format(instruction=instruction, input=context),
-                     _string(row.get(columns["output"])))
+                     _string(row, columns["output"]))
 
     return text
 
@@ -93,7 +109,11 @@ def _dialogue(columns: dict[str, str]) -> ToText:
     return text
 
 
-def _string(item: Any) -> str:
-    if item is None:
-        return ""
-    return item if isinstance(item, str) else str(item)
+def _string(row: Row, column: str) -> str:
+    item = row.get(column)
+    if isinstance(item, (list, dict, bytes)):
+        raise InputError(
+            f"data: the column {column!r} holds a {type(item).__name__}, not text: {item!r:.60}. "
+            "Name a column of text, or for conversations type data.format=chat or dialogue."
+        )
+    return "" if item is None else str(item)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from trials.base.hub import hub_reason, in_short
 from trials.contract import DataConfig, InputError
 from trials.data.rows import Row, Source
+from trials.hub import hub_reason, in_short
 from trials.quiet import quiet
 
 ANSWER_S = 10  # how long the hub may take to name a commit

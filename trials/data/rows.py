@@ -54,8 +54,11 @@ def check_path(path: str | None, key: str) -> str:
     """The path, if it can be a file, a folder or a hub data set at all; InputError if not."""
     if not path:
         raise InputError(f"{key} is missing. Type {key}=<file, folder or hub data set>.")
-    if not Path(path).expanduser().exists() and _looks_local(path):
-        raise InputError(f"{key}={path}: there is no such file or folder. {_HELP}")
+    local = Path(path).expanduser()
+    if not local.exists() and _looks_local(path):
+        folder = local.absolute().parent
+        where = "" if folder.is_dir() else f" The folder {folder} does not exist either."
+        raise InputError(f"{key}={path}: there is no such file or folder.{where} {_HELP}")
     return path
 
 

@@ -21,6 +21,7 @@ from trials.data.tokens import Encoder, Text, cut
 Progress = Callable[[str, int, int], None]
 Texts = Sequence[Text | str]  # a string is the reason why a row is no text
 Taken = list[tuple[str, Example]]  # content hash, example
+Encoded = tuple[str, int, Text, list[int], list[bool]]  # content hash, row, text, ids, mask
 CHUNK = 512  # texts tokenised at once, and shown in the progress
 
 
@@ -36,8 +37,8 @@ class Split:
 class Side:
     """The rows of one source on their way to examples, in the order of their content."""
 
-    def __init__(self, key: str, texts: Texts, config: DataConfig, encoder: Encoder) -> None:
-        self.key, self.config, self.encoder = key, config, encoder
+    def __init__(self, key: str, texts: Texts, config: DataConfig) -> None:
+        self.key, self.config = key, config
         self.total = len(texts)
         self.no_text: dict[str, list[int]] = {}  # reason -> rows, counted from 1
         self.cut_away: list[int] = []  # rows with no completion token left
@@ -45,7 +46,11 @@ class Side:
         self.repeated: list[int] = []  # rows equal to an evaluation row
         self.tokenised = 0
         self.texts = self._sorted(texts)
-        self._stream = self._encoded()
+        self._stream: Iterator[Encoded] = iter(())
+
+    def tokenise(self, encoder: Encoder) -> None:
+        """Lets `take` begin; no text is tokenised before it is taken."""
+        self._stream = self._encoded(encoder)
 
     def take(
         self, count: int | None, loss_on: str, skip: set[str], progress: Progress
@@ -80,10 +85,10 @@ class Side:
                 usable.append((_digest(text), row, text))
         return sorted(usable, key=lambda item: item[:2])
 
-    def _encoded(self) -> Iterator[tuple[str, int, Text, list[int], list[bool]]]:
+    def _encoded(self, encoder: Encoder) -> Iterator[Encoded]:
         for start in range(0, len(self.texts), CHUNK):
             chunk = self.texts[start : start + CHUNK]
-            encoded = self.encoder.encode([text for _, _, text in chunk])
+            encoded = encoder.encode([text for _, _, text in chunk])
             for (digest, row, text), (ids, mask) in zip(chunk, encoded, strict=True):
                 self.tokenised += 1
                 yield digest, row, text, ids, mask
@@ -104,13 +109,10 @@ def split(
 
     Raises InputError where there are too few texts, too many dropped, or the sides overlap.
     """
-    own = Side("data.path", texts, config, encoder)
-    other = own if apart is None else Side("evaluation data", apart, config, encoder)
+    own, other = checked(texts, apart, config)
     sides = [own] if other is own else [own, other]
     for side in sides:
-        check_texts(side)
-    if other is not own:
-        _check_overlap(own, other)
+        side.tokenise(encoder)
     evaluated: set[str] = set()
     eval_set = other.take(config.eval_size, "eval", evaluated, progress)
     train_set = own.take(config.train_size, config.loss_on, evaluated, progress)
@@ -119,6 +121,24 @@ def split(
     _check_enough(own, other, len(train_set), len(eval_set))
     facts = _facts(sides, train_set, eval_set)
     return Split([e for _, e in train_set], [e for _, e in eval_set], facts)
+
+
+def checked(texts: Texts, apart: Texts | None, config: DataConfig) -> tuple[Side, Side]:
+    """The sides to train and to evaluate on (one and the same where `apart` is None).
+
+    Raises InputError for all that can be known of them without a tokenizer.
+    """
+    own = Side("data.path", texts, config)
+    other = own if apart is None else Side("evaluation data", apart, config)
+    for side in [own] if other is own else [own, other]:
+        check_texts(side)
+    if other is not own:
+        _check_overlap(own, other)
+    evaluated = min(config.eval_size, len({digest for digest, _, _ in other.texts}))
+    left = len(own.texts) - (evaluated if other is own else 0)  # or fewer: some may be cut away
+    _check_enough(own, other, left if config.train_size is None else min(left, config.train_size),
+                  evaluated)
+    return own, other
 
 
 def _digest(text: Text) -> str:

@@ -57,7 +57,7 @@ class Encoder:
         ids = self._pieces([(texts[t].pieces[i][0], i == 0) for t, i in flat])
         encoded: list[tuple[list[int], list[bool]]] = [([], []) for _ in texts]
         for t, text in enumerate(texts):
-            self._extend(encoded[t], [] if text.rendered else self.beginning, False)
+            self._extend(encoded[t], [] if self._has_beginning(text) else self.beginning, False)
         for (t, i), piece in zip(flat, ids, strict=True):
             self._extend(encoded[t], piece, texts[t].pieces[i][1])
         for t, text in enumerate(texts):
@@ -73,6 +73,10 @@ class Encoder:
     def _extend(sample: tuple[list[int], list[bool]], ids: list[int], has_loss: bool) -> None:
         sample[0].extend(ids)
         sample[1].extend([has_loss] * len(ids))
+
+    def _has_beginning(self, text: Text) -> bool:
+        bos = self.tokenizer.bos_token
+        return text.rendered or (bool(bos) and text.pieces[0][0].startswith(bos))
 
     def _has_end(self, text: Text) -> bool:
         written = (piece.rstrip() for piece, _ in reversed(text.pieces))

@@ -24,6 +24,7 @@ from trials.contract import (
 )
 
 ENGINES = {"trl": "trials.engines.trl", "simulated": "trials.engines.simulated"}
+WITHOUT_DATA = ("simulated",)  # whose curves follow from the configuration alone
 WAIT_S = 0.2  # between two questions for work when there is none yet
 
 
@@ -36,9 +37,18 @@ class EngineModule(Protocol):
 
 def engine_module(name: str) -> EngineModule:
     """The module of an engine, imported only now."""
+    return cast(EngineModule, importlib.import_module(ENGINES[_known(name)]))
+
+
+def reads_data(name: str) -> bool:
+    """Whether this engine trains on what `data` names."""
+    return _known(name) not in WITHOUT_DATA
+
+
+def _known(name: str) -> str:
     if name not in ENGINES:
         raise InputError(f"engine={name!r} is unknown. Known engines: {', '.join(ENGINES)}.")
-    return cast(EngineModule, importlib.import_module(ENGINES[name]))
+    return name
 
 
 def one_at_a_time(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,9 @@ from trials.training.meter import Meter
 
 if TYPE_CHECKING:
     from trials.engines.trl_trainer import StepDone
+
+
+ALIVE_EVERY_S = 5.0  # between two signs of life: a worker silent between ticks is taken for hung
 
 
 class Course:
@@ -45,11 +49,13 @@ class Course:
         self._history: list[CurvePoint] = []
         self._evaluation: Evaluation | None = None  # the last one reported
         self._examples = self._steps = self._ticks = 0
+        self._said_at = time.monotonic()
 
     def step(self, done: StepDone) -> bool:
         """Takes in an optimizer step; True when the trial must end."""
         self._steps += 1
         self._examples = done.step.examples
+        self.sign_of_life()
         point = self._meter.point(
             examples=self._examples,
             tokens=done.tokens,
@@ -66,6 +72,14 @@ class Course:
         elif done.step.ticks:
             self._tick(done.step.ticks)
         return self.outcome is not None
+
+    def sign_of_life(self) -> None:
+        """Tells the driver now and then that work goes on; call it between ticks, often."""
+        if time.monotonic() - self._said_at < ALIVE_EVERY_S:
+            return
+        self._said_at = time.monotonic()
+        what, budget = f"trial {self._trial.number}", self._trial.budget.examples
+        self._driver.progress(what, self._examples, budget)
 
     def end(self, outcome: Outcome, reason: str | None) -> None:
         """Says how the trial ended."""

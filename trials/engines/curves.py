@@ -89,11 +89,11 @@ def history(trial: TrialConfig, start: int, end: int) -> tuple[CurvePoint, ...]:
 
 def modules(target: str | tuple[str, ...]) -> tuple[str, ...]:
     """A preset's modules, or those named. Raises `InputError` on an unknown one."""
-    names = target if isinstance(target, tuple) else MODULES.get(target, tuple(target.split("+")))
-    for name in names:
-        if name.rpartition(".")[2] not in WIDTHS:
+    named = (target,) if isinstance(target, str) else target
+    for name in named:
+        if name not in MODULES and name.rpartition(".")[2] not in WIDTHS:
             raise InputError(
-                f"lora.target_modules={target!r}: the model has no module {name!r}. It has: "
+                f"lora.target_modules={name!r}: the model has no such module. It has: "
                 f"{', '.join(WIDTHS)}; presets: {', '.join(MODULES)}."
             )
-    return names
+    return tuple(dict.fromkeys(n for name in named for n in MODULES.get(name, (name,))))

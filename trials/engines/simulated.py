@@ -247,8 +247,8 @@ def _data_facts(data: DataConfig, size: int) -> DataFacts:
         guessed=(),
         train_examples=size,
         eval_examples=data.eval_size,
-        mean_length=float(TOKENS_PER_EXAMPLE),
-        max_length=data.max_length,
+        mean_length=float(min(TOKENS_PER_EXAMPLE, data.max_length)),
+        max_length=min(2 * TOKENS_PER_EXAMPLE, data.max_length),
         truncated=0,
         dropped=0,
     )

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,10 +64,13 @@ def prepare(assignment: Assignment, driver: Driver) -> tuple[TrlEngine, Setup]:
         base = load_base(assignment.model, assignment.device, driver.progress)
         for targets in assignment.target_modules:
             resolve_targets(base.facts, targets)
+        if assignment.packing:
+            keeps_packed_apart(base)
         data = load_data(assignment.data, base, assignment.seed, driver.progress)
         _check_batch(assignment, data)
         engine = TrlEngine(base, data, assignment)
         baseline = engine.measure(partial(driver.progress, "measuring the untouched base"))
+        _check_baseline(base, baseline)
         setup = _setup(engine, baseline)
     return engine, setup
 
@@ -104,7 +108,10 @@ class TrlEngine:
 
     def train(self, trial: TrialConfig, driver: Driver) -> TrialResult:
         """Trains one trial to its end, whatever end that is."""
-        course = Course(trial, driver, self.assignment.worker, self.base.device, self.measure)
+        def measure() -> Evaluation:
+            return self.measure(lambda done, total: course.sign_of_life())
+
+        course = Course(trial, driver, self.assignment.worker, self.base.device, measure)
         try:
             with quiet():
                 self._train(trial, course)
@@ -122,7 +129,7 @@ class TrlEngine:
     def _train(self, trial: TrialConfig, course: Course) -> None:
         from trials.engines.trl_trainer import Feed, train_adapter
 
-        if trial.train.packing:
+        if trial.train.packing and not self.assignment.packing:
             keeps_packed_apart(self.base)
         targets = resolve_targets(self.base.facts, trial.lora.target_modules)
         with fresh_adapter(self.base.model, trial.lora, targets, trial.seed) as adapter:
@@ -195,6 +202,16 @@ def _check_batch(assignment: Assignment, data: Data) -> None:
         raise InputError(
             f"train.batch_size={largest} is larger than the training set of {len(data.train)} "
             "examples. Type a smaller batch, or take more data (data.train_size)."
+        )
+
+
+def _check_baseline(base: Base, baseline: Evaluation) -> None:
+    if not math.isfinite(baseline.loss):
+        others = " or ".join(f"model.dtype={name}" for name in DTYPES if name != base.config.dtype)
+        raise InputError(
+            f"model.name={base.config.name}: the untouched base's loss is {baseline.loss} in "
+            f"{base.config.dtype}, so no trial could start from it. Type {others}; some bases "
+            "overflow in fp16."
         )
 
 

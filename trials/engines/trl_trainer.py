@@ -24,6 +24,7 @@ from trials.contract import TrainConfig, TrialConfig
 from trials.dropout import row_keys
 from trials.evaluate import computing, target_logits
 from trials.training.batches import Limit, Row, collate, split, target_count
+from trials.training.limits import out_of_memory
 from trials.training.optimizers import build_optimizer, release_optimizer
 from trials.training.plan import Step
 from trials.training.schedule import rate_factor, warmup_steps
@@ -71,7 +72,7 @@ def train_adapter(
     """Trains through `steps`, or until `after_step` says True (stop).
 
     Where a forward does not fit into memory, `feed.limit` is halved and the step repeated, which
-    changes no result; a single row that does not fit raises torch.OutOfMemoryError.
+    changes no result; where a single row does not fit, the error is raised.
     """
     optimizer = build_optimizer(trial.train, adapter.parameters)
     kept = [parameter.data for parameter in adapter.parameters]
@@ -119,8 +120,8 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
             try:
                 self.run.loss = self._accumulate(model, rows)
                 return self.run.loss
-            except torch.OutOfMemoryError:
-                if not self._shrink(rows):
+            except Exception as error:
+                if not out_of_memory(error) or not self._shrink(rows):
                     raise
             model.zero_grad()
             torch.cuda.empty_cache()

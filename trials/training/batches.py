@@ -57,10 +57,6 @@ class Limit:
             and (self.targets is None or targets <= self.targets)
         )
 
-    def halved(self, batch: Batch) -> Limit:
-        """The limit after `batch` did not fit into memory."""
-        return replace(self, rows=max(1, batch.input_ids.shape[0] // 2))
-
 
 def collate(rows: Sequence[Row], pad: int) -> Batch:
     """Rows of examples as one batch on the CPU."""

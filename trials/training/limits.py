@@ -20,6 +20,8 @@ TRAINING_BYTES = 80
 CHECKPOINTED_BYTES = 12  # one hidden state per layer, and one layer's activations
 FORWARD_BYTES = 4  # without gradients hardly more than one layer's
 LOGIT_BYTES = 16  # for each target and vocabulary entry: half and full precision, and gradients
+# What libraries without an error of their own say when they get no memory.
+ALLOCATORS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 SHARE = 0.6  # of the free memory: the estimate is rough, and a step that fails is cut in two
 
 
@@ -39,7 +41,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether memory, of the device or the host, is what was missing."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(name in str(error) for name in ALLOCATORS)
 
 
 def keeps_packed_apart(base: Base) -> None:

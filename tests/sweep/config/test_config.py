@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sweep.config import SweepConfig, compose
+from sweep.secrets import masked
+from sweep.store.database import shown
 from trials.contract import InputError
 
 RANK = "+search=lora_rank"
@@ -76,6 +78,28 @@ BAD: list[tuple[Sequence[str], Sequence[str]]] = [
     (["keep_adapters=-1", RANK], ["at least 0"]),
     (["executor.workers=0", RANK], ["at least 1"]),
     (["pruner.min_fraction=1.5", RANK], ["at most 1"]),
+    (["n_trials=10000000", RANK], ["at most 1000000"]),
+    ([f"n_trials=1{'0' * 400}", RANK], ["at most 1000000"]),
+    (["executor.workers=5000", RANK], ["at most 1024"]),
+    (["seed=-1", RANK], ["at most 4294967295"]),
+    (["engine=simulated", "engine.capacity=0", RANK], ["at least 1"]),
+    (["engine=simulated", "engine.seconds_per_tick=-1", RANK], ["at least 0"]),
+    (["engine=simulated", "engine.noise=inf", RANK], ["at least 0"]),
+    (["engine=simulated", "engine.faults=3", RANK], ["kind@trial:tick"]),
+    (["engine=simulated", "engine.faults=[boom@1:2]", RANK], ["boom", "crash@3:2"]),
+    (["budget.examples=null", RANK], ["budget.examples=1200", "budget.epochs=1"]),
+    (["study=sweep.db", RANK], ["taken", "study=my_sweep.db"]),
+    (["study=recipe", RANK], ["taken", "study=my_recipe"]),
+    (["lora.r=interval(64,4)"], ["'int(interval(4, 64))'"]),
+    (["lora.r=int(interval(4.5,8))"], ["4.5", "'int(interval(4, 8))'"]),
+    (["lr=1", RANK], ["'train.learning_rate'"]),
+    (["rank=1", RANK], ["'lora.r'"]),
+    (["epochs=1", RANK], ["'budget.epochs'"]),
+    (["Lora.R=1", RANK], ["Did you mean 'lora.r'"]),
+    (["train.optimizer=AdamW", RANK], ["Did you mean 'adamw'"]),
+    (["lora.r=${(}"], ["lora.r", "cannot be read"]),
+    (["data=hub", "data.path=https://me:hush@host/x", RANK], ["data.path", "***", "HF_TOKEN"]),
+    (["data=hub", 'data.path="https://h/x?token=hush"', RANK], ["token=***", "HF_TOKEN"]),
     (["data=local", RANK], ["data.path", "Type data.path="]),
     (["model=hub", RANK], ["Type model.name="]),
     # what is not searchable
@@ -207,6 +231,25 @@ def test_secrets_stay_out_of_what_is_written() -> None:
     assert "hush1" in config.storage
     text = message(RANK, "storage=nosuch://me:hush2@host/db")
     assert "hush2" not in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:hush@host/db",
+        "postgresql://me:p@hush@host/db",
+        "postgresql://me:hush/p@host/db",
+        "postgresql://host/db?user=me&password=hush",
+        "postgresql://host/db?PassWd=hush&x=1",
+        "postgresql://host/db?sslpassword=hush",
+        "postgresql://host/db?token=hush",
+        "postgresql://host/db?api_key=hush",
+    ],
+)
+def test_a_url_is_shown_without_what_is_secret_in_it(url: str) -> None:
+    assert "hush" not in masked(f"see storage={url} now") and "hush" not in shown(url)
+    assert "host/db" in masked(url) and "host/db" in shown(url)
+    assert masked(f"see {url} now").endswith(" now")
 
 
 def test_the_resolved_configuration_is_complete(tmp_path: Path) -> None:

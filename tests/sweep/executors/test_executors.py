@@ -16,7 +16,9 @@ import pytest
 from sweeping import Recorder, in_optuna, stored, sweep_config
 
 from sweep.config import SweepConfig
+from sweep.ending import BUDGET, COMPLETE
 from sweep.executors.devices import devices, shares, threads_of, visible_gpus
+from sweep.observers import Closed
 from sweep.run import run_sweep
 from trials.contract import InputError, Report, Verdict
 
@@ -66,9 +68,43 @@ def test_several_slots_in_one_worker(make: Make) -> None:
 
 def test_bad_input_leaves_nothing_behind(make: Make, tmp_path: Path) -> None:
     config = make("lora.target_modules=nose_proj")
-    with pytest.raises(InputError, match="no module 'nose_proj'"):
+    with pytest.raises(InputError, match="nose_proj.*no such module"):
         run_sweep(config, Recorder())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_larger_than_a_tick_of_epochs_is_told_once_the_data_is_known(
+    make: Make, tmp_path: Path
+) -> None:
+    config = make("budget.examples=null", "budget.epochs=0.1", "data.train_size=200")
+    with pytest.raises(InputError, match=r"budget\.epochs=0\.1 of 200 examples"):
+        run_sweep(config, Recorder())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_study_whose_time_is_used_up_starts_no_worker(make: Make) -> None:
+    config, seen = make("budget.wall_clock_hours=1e-9"), Recorder()
+    assert run_sweep(config, Recorder()) == BUDGET
+    assert run_sweep(config, seen) == BUDGET
+    assert seen.loading == [] and seen.closed_with and not seen.closed_with.complete
+    assert "type budget.wall_clock_hours=2e-09 to go on" in seen.closed_with.reason
+    assert run_sweep(make(), Recorder()) == COMPLETE
+
+
+def test_ctrl_c_at_the_end_does_not_wait_for_observers(make: Make) -> None:
+    config = make()
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(config, Lingers())
+    assert all(trial.state.is_finished() for trial in in_optuna(config))
+    assert run_sweep(config, Recorder()) == COMPLETE  # and holds no lock
+
+
+class Lingers(Recorder):
+    """Has still something to do at the end, when the user presses Ctrl-C."""
+
+    def closed(self, closed: Closed) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
 
 
 def test_an_out_of_memory_and_an_exception_cost_one_trial_each(make: Make) -> None:
@@ -175,7 +211,7 @@ def _hanging(config: SweepConfig) -> bool:
 
 
 def test_a_killed_driver_takes_its_workers_along_and_the_next_one_goes_on(tmp_path: Path) -> None:
-    config = local(tmp_path, "engine.seconds_per_tick=0.2")
+    config = local(tmp_path)
     command = [
         sys.executable, "-m", "sweep", "engine=simulated", "tracking=none", "device=cpu",
         "study=test", "n_trials=4", "engine.seconds_per_tick=0.2",

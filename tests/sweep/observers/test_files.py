@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import staged
 
 from sweep.config import SweepConfig, compose
 from sweep.observers import Closed
+from sweep.observers.console import PlainConsole
 from sweep.observers.files import Files
 from sweep.observers.tally import Tally
 from sweep.results.recipe import render
@@ -99,7 +101,7 @@ KEPT = [(0, set()), (1, {"3"}), (2, {"2", "3"}), (9, {"0", "1", "2", "3", "4"})]
 def test_the_best_adapters_stay(tmp_path: Path, keep: int, kept: set[str]) -> None:
     config = staged.config(tmp_path / "results", f"keep_adapters={keep}")
     assert _with_adapters(config, 5) == kept  # the last was pruned
-    assert {row["number"] for row in _rows(config) if row["adapter"]} == kept
+    assert {row["number"] for row in _rows(config) if row["adapter"]} == kept  # before the end
 
 
 def test_only_the_studys_own_adapters_are_deleted(tmp_path: Path) -> None:
@@ -128,6 +130,25 @@ def test_the_recipe_composes_to_the_best_trial(
     assert loaded.model == dataclasses.replace(best.model, dtype="auto")
     assert loaded.data == dataclasses.replace(best.data, content_hash=None)
     assert [d.name for d in loaded.space.dimensions] == ["lora.dropout"]
+
+
+def test_a_group_typed_beside_a_recipe_stays_whole(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    staged.play(Files(), config)
+    monkeypatch.chdir(config.results_dir.parent)
+    Path("my.jsonl").touch()
+    typed = ["model=demo", "data=local", "data.path=my.jsonl", "lora.r=3", "tracking=none"]
+    loaded = compose(["+recipe=lora_rank", "+search=dropout", *typed])
+    plain = compose(["+search=dropout", *typed])
+    assert (loaded.model, loaded.data) == (plain.model, plain.data)
+    assert loaded.data.format == "completion" and loaded.study == "dropout"
+    best = staged.trial(config, 5)
+    assert (loaded.values["lora.r"], loaded.values["lora.alpha"]) == (3, best.lora.alpha)
+    assert loaded.from_recipe == ("lora", "train", "budget")
+    stream = io.StringIO()
+    PlainConsole(loaded, stream).opened(staged.opened(loaded))
+    assert "gave lora, train, budget" in stream.getvalue()
 
 
 def test_the_recipe_follows_the_best_trial(config: SweepConfig) -> None:

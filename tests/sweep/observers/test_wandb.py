@@ -24,6 +24,7 @@ from wandb_stub import WandbStub
 
 from sweep.config import SweepConfig
 from sweep.observers import Closed
+from sweep.observers.feed import LIMIT
 from sweep.observers.files import Files
 from sweep.observers.wandb import Wandb, key_known, mode, run_id, sync_command
 from sweep.observers.wandb_server import base_url, unreachable
@@ -270,31 +271,30 @@ def test_the_end_waits_only_so_long(online: SweepConfig, stalling: str) -> None:
     notes: list[str] = []
     observer = Wandb(note=notes.append, close_timeout_s=0.5)
     _sweep_s(observer, online)
-    process = _process_of(observer)
+    process = _process()
     began = time.perf_counter()
     observer.closed(Closed(complete=True, reason="done", records=()))
     assert time.perf_counter() - began < 5
-    assert "is left alone" in notes[-1] and "wandb sync" in notes[-1]
+    assert "was ended" in notes[-1] and "wandb sync" in notes[-1]
     assert not process.is_running()
 
 
-def _process_of(observer: Wandb) -> psutil.Process:
-    assert observer._feed is not None
-    return psutil.Process(observer._feed._process.pid)
+def _process() -> psutil.Process:
+    """The one that talks to W&B."""
+    children = psutil.Process().children()
+    return next(c for c in children if "sweep.observers.wandb_process" in c.cmdline())
 
 
 def test_a_stuck_process_loses_points_and_says_so(config: SweepConfig) -> None:
     notes: list[str] = []
     observer = Wandb(note=notes.append, close_timeout_s=0.1)
     observer.opened(staged.opened(config))
-    process = _process_of(observer)
-    process.suspend()
-    assert observer._feed is not None
-    observer._feed._limit = 10
+    (process := _process()).suspend()
     observer.started(staged.trial(config, 0), staged.params(0), "w0")
     began = time.perf_counter()
-    for _ in range(500):  # more than the pipe holds
-        observer.reported(staged.report(0, 1, 1.0), CONTINUE)
+    report = staged.report(0, 1, 1.0)
+    for _ in range(LIMIT + 500):  # more than the queue and the pipe hold
+        observer.reported(report, CONTINUE)
     assert time.perf_counter() - began < 2
     observer.closed(Closed(complete=True, reason="done", records=()))
     assert sum("does not keep up" in note for note in notes) == 1
@@ -306,7 +306,7 @@ def test_a_killed_process_is_reported_once(config: SweepConfig) -> None:
     notes: list[str] = []
     observer = Wandb(note=notes.append)
     observer.opened(staged.opened(config))
-    _process_of(observer).kill()
+    _process().kill()
     deadline = time.monotonic() + 5
     while not notes and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -317,9 +317,9 @@ def test_a_killed_process_is_reported_once(config: SweepConfig) -> None:
 
 
 DRIVER = """
-import os, sys, time
+import sys, time
 from pathlib import Path
-import staged
+import psutil, staged
 from sweep.observers.wandb import Wandb
 config = staged.config(Path(sys.argv[1]), "tracking=wandb", "tracking.mode=offline")
 observer = Wandb(note=print)
@@ -327,7 +327,7 @@ observer.opened(staged.opened(config))
 staged.run_trial(observer, config, 0)
 observer.started(staged.trial(config, 1), staged.params(1), "w0")
 observer.reported(staged.report(1, 1, 1.5), staged.CONTINUE)
-print(observer._feed._process.pid, flush=True)
+print(psutil.Process().children()[0].pid, flush=True)
 time.sleep(60)
 """
 

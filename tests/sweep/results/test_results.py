@@ -14,7 +14,7 @@ import pytest
 import staged
 
 from sweep.results.__main__ import main
-from sweep.store import Store, StudyRecord
+from sweep.store import Store, StudyRecord, schema
 from trials.contract import Outcome
 
 
@@ -70,6 +70,23 @@ def test_the_only_study_is_shown(results: Path, capsys: pytest.CaptureFixture[st
     assert "why so" in shown
     assert "python -m trials results/lora_rank/trials/0.json" in shown
     assert "\x1b" not in shown
+
+
+def test_times_go_on_while_a_driver_lives(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _fill(results, "lora_rank")
+    store, now = Store(f"sqlite:///{results / 'sweep.db'}", create=True), time.time()
+    with store.engine.begin() as db:
+        db.execute(schema.locks.insert().values(
+            study="lora_rank", token="t", host="h", pid=1, process_started=0, since=0,
+            alive_at=now - 20))  # fmt: skip
+        db.execute(schema.trials.update().values(started_at=now - 3000))
+    store.close()
+    told = _said(capsys)
+    assert "in 1:35" in told or "in 1:36" in told
+    running = next(line for line in told.splitlines() if "▸" in line)
+    assert "50:0" in running
 
 
 def test_top_limits_the_rows(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

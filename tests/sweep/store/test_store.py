@@ -221,6 +221,19 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
         Store("nonsense")
 
 
+def test_a_database_that_cannot_be_reached_is_said_without_a_traceback(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some drivers call that an error of the interface, not of the database."""
+
+    def unreachable(engine: sa.Engine) -> None:
+        raise sa.exc.InterfaceError("connect", {}, OSError("no route to host"))
+
+    monkeypatch.setattr(schema.metadata, "create_all", unreachable)
+    with pytest.raises(InputError, match="cannot be used: no route to host"):
+        Store(url, create=True)
+
+
 def test_a_password_is_never_shown() -> None:
     assert "secret" not in shown("postgresql://user:secret@host/db")
 

@@ -18,6 +18,7 @@ from sweeping import Recorder, in_optuna, prepare, ready, run_inline, stored, sw
 from sweep.config import SweepConfig
 from sweep.driver import SweepDriver
 from sweep.run import run_sweep
+from sweep.store import Store
 from sweep.store.database import sqlite_path
 from sweep.study import lock, look, open_study
 from trials.contract import InputError, Setup
@@ -54,6 +55,32 @@ def test_another_space_is_refused_leaf_by_leaf(config: SweepConfig, tmp_path: Pa
     assert "train.learning_rate: 'tag(log,interval(2e-5,5e-3))' then, 0.0001 now" in said
     assert "lora.dropout: 0 then, 'interval(0,0.1)' now" in said
     assert "Type study=<another name>" in said and "lora.r='choice(4,8,16,32,64)'" in said
+
+
+CONDITIONAL = """
+train:
+  scheduler: choice(constant, linear, cosine)
+  warmup:
+    space: interval(0, 0.2)
+    when: {train.scheduler: %s}
+"""
+
+
+def test_another_condition_is_told(tmp_path: Path) -> None:
+    sweeps = [conditional(tmp_path, scheduler) for scheduler in ("[linear, cosine]", "cosine")]
+    ready(sweeps[0])[0].close()
+    said = refusal(sweeps[1])
+    warmup = "'interval(0, 0.2)' when train.scheduler="
+    assert f"{warmup}[linear,cosine] (else 0.03) then, {warmup}[cosine] (else 0.03) now" in said
+    assert "give it the same files as before" in said
+
+
+def conditional(tmp_path: Path, scheduler: str) -> SweepConfig:
+    """A warm-up that is searched where the scheduler is this."""
+    folder = tmp_path / scheduler
+    (folder / "search").mkdir(parents=True)
+    (folder / "search" / "mine.yaml").write_text(CONDITIONAL % scheduler)
+    return sweep_config(tmp_path, "train=default", space=("+search=mine",), config_dir=folder)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +121,7 @@ def test_a_new_database_that_cannot_be_finished_is_removed(
     def broken(*args: object, **kwargs: object) -> None:
         raise InputError("not today")
 
-    monkeypatch.setattr("sweep.study._write_row", broken)
+    monkeypatch.setattr(Store, "open_study", broken)
     with pytest.raises(InputError, match="not today"):
         open_study(config, setup_of(config))
     assert list(tmp_path.iterdir()) == []
@@ -109,6 +136,13 @@ def test_a_study_cut_short_while_it_was_made_is_taken_over(config: SweepConfig) 
     db.close()
     run_inline(config)
     assert len(in_optuna(config)) == 8
+
+
+def test_a_database_cut_short_while_it_was_made_is_taken_over(config: SweepConfig) -> None:
+    config.results_dir.mkdir()
+    Store(config.storage, create=True).close()  # our tables are there, Optuna's are not
+    assert look(config) is None
+    assert run_sweep(config, Recorder()) == 0
 
 
 def test_somebody_elses_study_is_refused(config: SweepConfig, tmp_path: Path) -> None:
@@ -161,6 +195,39 @@ def test_a_driver_of_another_host_holds_until_it_is_silent(config: SweepConfig) 
     ready(config)[0].close()
 
 
+@pytest.mark.parametrize("typed", ["model.quantisation=none", "data.train_size=500"])
+def test_a_finished_study_is_not_shown_for_another_model_or_data(
+    typed: str, config: SweepConfig, tmp_path: Path
+) -> None:
+    run_inline(config)
+    name = typed.partition("=")[0]
+    with pytest.raises(InputError, match=f"{name}: .* then, .* now") as told:
+        run_sweep(sweep_config(tmp_path, typed), Recorder())
+    assert f"go back to: {name}=" in str(told.value)
+
+
+def test_what_a_worker_found_may_be_typed_for_a_finished_study(
+    config: SweepConfig, tmp_path: Path
+) -> None:
+    driver = run_inline(config)
+    dtype = driver._setup.model.dtype if driver._setup else ""  # what auto came to
+    assert run_sweep(sweep_config(tmp_path, f"model.dtype={dtype}"), Recorder()) == 0
+
+
+@pytest.mark.parametrize("table", ["studies", "sweep_trials"])
+def test_a_database_with_foreign_tables_is_refused_untouched(
+    table: str, config: SweepConfig, tmp_path: Path
+) -> None:
+    path = tmp_path / "theirs.db"
+    with sqlite3.connect(path) as db:
+        db.execute(f"create table {table} (x int)")
+    db.close()
+    before = path.read_bytes()
+    said = refusal(dataclasses.replace(config, storage=f"sqlite:///{path}"))
+    assert repr(table) in said and "storage=<another database>" in said
+    assert path.read_bytes() == before
+
+
 def hold(config: SweepConfig, *, host: str, pid: int, alive_at: float) -> None:
     """Leaves a lock as another driver would."""
     db = sqlite3.connect(str(sqlite_path(config.storage)))
@@ -176,7 +243,7 @@ def hold(config: SweepConfig, *, host: str, pid: int, alive_at: float) -> None:
     "storage, told",
     [
         ("sqlite:////dev/null/sweep.db", "is not a folder"),
-        ("sqlite:////proc/sweep.db", "cannot be used"),
+        ("sqlite:////proc/sweep.db", "/proc cannot be written to"),
         ("postgresql+nothing://host/db", "is not a database URL"),
     ],
 )

@@ -193,6 +193,16 @@ def test_a_folder_with_files_missing(demo_copy: Path, file: str, message: str) -
         load(name=str(demo_copy))
 
 
+def test_without_safetensors_it_says_how_to_convert(demo_copy: Path) -> None:
+    (demo_copy / "model.safetensors").rename(demo_copy / "pytorch_model.bin")
+    with pytest.raises(InputError) as refused:
+        load(name=str(demo_copy))
+    said = str(refused.value)
+    assert "pytorch_model.bin can run code when it is loaded" in said
+    assert f"from_pretrained({str(demo_copy)!r}).save_pretrained('converted')" in said
+    assert "model.revision=refs/pr/" in said and said.endswith("and type model.name=converted.")
+
+
 def test_weights_that_are_missing_are_not_made_up(demo_copy: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -61,6 +61,8 @@ def test_columns_are_guessed_and_said(plain_base: Base, write: Write) -> None:
     ("settings", "message"),
     [
         ({"prompt_column": "questoin"}, "'questoin'.*Did you mean 'question'.*there are: question"),
+        ({"prompt_column": "Questions"}, "Did you mean 'question'"),
+        ({"prompt_column": "completion"}, "has no such column. Columns there are: question"),
         ({"completion_column": None}, "looks like the completion.*question, reply.*completion_col"),
     ],
 )
@@ -70,6 +72,14 @@ def test_columns_that_are_not_there(
     path = write([{"question": "q", "reply": "r"}])
     with pytest.raises(InputError, match=message):
         load(plain_base, format="completion", path=path, **settings)
+
+
+def test_prompts_that_run_into_completions_are_said_once(plain_base: Base, write: Write) -> None:
+    rows = [*pairs(10), {"prompt": "Where is it?", "completion": "Here."}]
+    data = load(plain_base, format="completion", path=write(rows))
+    [warning] = data.facts.warnings
+    assert warning.startswith("prompts run into completions: 1 of 11 rows of data.path")
+    assert "as Where is it?\u27e6Here.\u27e7." in warning
 
 
 # --- replay ---------------------------------------------------------------------------------------
@@ -128,18 +138,41 @@ def test_what_changes_the_examples_changes_the_cache(
     assert len(list(cache.iterdir())) == 3
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no archive"])
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "no archive": lambda whole: b"PK\x03\x04 no archive",
+    "encrypted": lambda whole: whole.replace(b"PK\x01\x02\x2d\x03\x2d\x00\x00",
+                                             b"PK\x01\x02\x2d\x03\x2d\x00\x01"),
+    "unknown compression": lambda whole: whole.replace(b"PK\x01\x02\x2d\x03\x2d\x00\x00\x00\x00",
+                                                       b"PK\x01\x02\x2d\x03\x2d\x00\x00\x00\x07"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_built_again(
-    plain_base: Base, write: Write, cache: Path, damage: bytes
+    plain_base: Base, write: Write, cache: Path, damage: str
 ) -> None:
     path = write(pairs(30))
     first = load(plain_base, format="completion", path=path)
     stored = next(cache.iterdir())
     whole = stored.read_bytes()
-    stored.write_bytes(damage or whole[: len(whole) // 2])
+    assert (damaged := DAMAGES[damage](whole)) != whole
+    stored.write_bytes(damaged)
     again = load(plain_base, format="completion", path=path)
     assert list(again.train) == list(first.train)
     assert len(stored.read_bytes()) == len(whole)
+
+
+def test_a_full_disk_is_no_error_and_leaves_nothing(
+    plain_base: Base, write: Write, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, **arrays: Any) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    assert len(load(plain_base, format="completion", path=write(pairs(30))).train) == 25
+    assert not list(cache.iterdir())
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(

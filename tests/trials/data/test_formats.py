@@ -83,6 +83,19 @@ def test_text_without_a_template(base: Base, tmp_path: Path) -> None:
     assert pieces == [("<bos>", False), ("A lamp.<eos>", True)]
 
 
+def test_half_a_character_is_named(base: Base, tmp_path: Path) -> None:
+    rows = [{"text": f"Lamp {i}. Price is ${i}"} for i in range(20)]
+    rows[6]["text"] = "A \ud83d lamp. Price is $7"
+    data = load(base, tmp_path, rows, format="text", response_template="Price is $")
+    assert "each has half a character (a lone surrogate) (row 7)" in data.facts.warnings[0]
+
+
+@pytest.mark.parametrize("item", [["42"], {"value": "42"}])
+def test_a_column_that_is_no_text(base: Base, tmp_path: Path, item: Any) -> None:
+    with pytest.raises(InputError, match="column 'text' holds a .*, not text: .*42.*format=chat"):
+        shown(base, tmp_path, {"text": item}, format="text", loss_on="all")
+
+
 # --- alpaca --------------------------------------------------------------------------------------
 
 
@@ -178,6 +191,14 @@ def test_a_template_that_asks_with_nothing(base: Base, tmp_path: Path) -> None:
     ]
 
 
+def test_a_template_that_says_the_date_gives_the_same_data_any_day(
+    base: Base, tmp_path: Path
+) -> None:
+    dated = chatting(base, "Today: {{ strftime_now('%d %b %Y') }}\n" + LLAMA2)
+    pieces = shown(dated, tmp_path, {"messages": TALK[1:3]}, format="chat")
+    assert pieces[0] == ("Today: 26 Jul 2024\n<bos>[INST] Hi? [/INST]", False)
+
+
 def test_a_template_that_thinks(base: Base, tmp_path: Path) -> None:
     qwen3 = chatting(base, QWEN3, "<|im_start|>", "<|im_end|>")
     pieces = shown(qwen3, tmp_path, {"messages": TALK[1:5]}, format="chat")
@@ -215,13 +236,24 @@ def test_a_model_without_a_chat_template(base: Base, tmp_path: Path) -> None:
 
 def test_a_template_that_refuses(base: Base, tmp_path: Path) -> None:
     strict = "{{ raise_exception('no system role') }}"
-    with pytest.raises(InputError, match="refuses a conversation of .*no system role"):
+    with pytest.raises(InputError, match="of 1 rows.*refused by .*a conversation of.*no system"):
         shown(chatting(base, strict), tmp_path, {"messages": TALK}, format="chat")
+
+
+def test_one_conversation_that_the_template_refuses_is_named(base: Base, tmp_path: Path) -> None:
+    strict = "{% if messages[0].role == 'system' %}{{ raise_exception('No system role.') }}"
+    rows = [{"messages": TALK[1:3]}] * 9 + [{"messages": TALK}]
+    data = load(chatting(base, strict + "{% endif %}" + LLAMA2), tmp_path, rows, format="chat")
+    [warning] = data.facts.warnings
+    assert warning == (
+        "1 of 10 rows of data.path dropped: each is refused by this model's chat template, as a "
+        "conversation of system, user, assistant, user, assistant: No system role (row 10)."
+    )
 
 
 def test_a_template_that_rewrites_what_was_said(base: Base, tmp_path: Path) -> None:
     upper = "{% for m in messages %}{{ m.content | upper }}{{ m.content | length }}{% endfor %}"
-    with pytest.raises(InputError, match="rewrites messages"):
+    with pytest.raises(InputError, match="rewritten by this model.s chat template"):
         shown(chatting(base, upper), tmp_path, {"messages": TALK[1:3]}, format="chat")
 
 

@@ -83,13 +83,15 @@ def test_files_that_cannot_be_read(
     ("settings", "message"),
     [
         ({"path": "/nowhere/data.jsonl"}, "no such file or folder"),
-        ({"path": "nowhere.csv"}, "no such file or folder"),
+        ({"path": "/nowhere/x"}, "no such file or folder. The folder /nowhere does not exist"),
+        ({"path": "nowhere.csv"}, "no such file or folder. Known"),
         ({"path": None}, "data.path is missing"),
         ({"eval_path": "/nowhere/eval"}, "data.eval_path=/nowhere/eval: there is no such"),
         ({"format": "alpacca"}, "Known: demo, text"),
         ({"loss_on": "prompt"}, "Known: completion, all"),
         ({"train_size": 0}, "train_size=0"),
         ({"max_dropped": 1.5}, "max_dropped=1.5"),
+        ({"prompt_column": "a", "completion_column": "a"}, "'a': this column is data.prompt_col"),
     ],
 )
 def test_what_is_wrong_before_anything_is_read(

@@ -78,6 +78,12 @@ def test_an_end_that_is_there_is_not_put_twice(tokenizer: Any, completion: str) 
     assert ids.count(2) == 1
 
 
+def test_a_beginning_that_is_there_is_not_put_twice(tokenizer: Any) -> None:
+    for pieces in [(("<s>[INST] a [/INST]", False), (" Yes", True)), (("<s>Yes", True),)]:
+        ((ids, mask),) = Encoder(tokenizer).encode([Text(pieces)])
+        assert (ids[0], ids.count(1), mask[0]) == (1, 1, False)
+
+
 def test_the_first_token_is_never_a_target(tokenizer: Any) -> None:
     texts = [Text((("Yes", True),)), Text((("<s>Yes", True),), rendered=True)]
     for ids, mask in Encoder(tokenizer).encode(texts):

@@ -8,10 +8,11 @@ import statistics
 from pathlib import Path
 
 import pytest
-from sweeping import Recorder, ready, run_inline, stored, sweep_config
+from sweeping import Recorder, prepare, ready, run_inline, stored, sweep_config
 
+from sweep.driver import SweepDriver
 from trials.contract import InputError, TrialConfig
-from trials.engines.curves import curve, loss
+from trials.engines.curves import curve, loss, trainable_parameters
 
 
 @pytest.fixture
@@ -95,3 +96,21 @@ def test_the_curve_covers_every_example(tmp_path: Path) -> None:
 def test_a_fault_that_is_none_is_refused(tmp_path: Path, fault: str) -> None:
     with pytest.raises(InputError, match="kind@trial:tick"):
         run_inline(sweep_config(tmp_path, f"engine.faults=['{fault}']"))
+
+
+def test_modules_are_named_as_for_a_real_base(trial: TrialConfig) -> None:
+    def parameters(target: str | tuple[str, ...]) -> int:
+        lora = dataclasses.replace(trial.lora, target_modules=target)
+        return trainable_parameters(dataclasses.replace(trial, lora=lora))
+
+    assert parameters(("attention", "mlp", "q_proj")) == parameters("all-linear")
+    with pytest.raises(InputError, match=r"'attention\+mlp': the model has no such module"):
+        parameters("attention+mlp")
+
+
+def test_its_lengths_are_within_the_limit(tmp_path: Path) -> None:
+    config = sweep_config(tmp_path, "data.max_length=30")
+    driver = SweepDriver(config, Recorder())
+    facts = prepare(config, driver.connect("w0")).data_facts
+    driver.close()
+    assert 0 < facts.mean_length <= facts.max_length <= 30

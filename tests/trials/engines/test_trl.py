@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import Recorder, Tiny, made_in
+from running import fp32_of, outcomes, run
+from tiny import Recorder, Tiny
 
 from trials.contract import (
     OPTIMIZERS,
@@ -25,32 +26,6 @@ from trials.contract import (
     Verdict,
     tick_examples,
 )
-from trials.worker import work
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A base of this module's own, NF4 in fp32."""
-    return made_in(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def dense(tiny: Tiny) -> Tiny:
-    """The same base unquantised, where rounding is all that may differ."""
-    return replace(tiny, quantisation="none")
-
-
-def run(tiny: Tiny, *trials: TrialConfig, answer: Any = None, **assigned: Any) -> Recorder:
-    """Prepares a worker and trains the trials one after another."""
-    driver = Recorder(list(trials), **({"answer": answer} if answer else {}))
-    work(tiny.assignment(**assigned), driver)
-    return driver
-
-
-def outcomes(driver: Recorder) -> list[Outcome]:
-    """How the trials ended."""
-    return [result.outcome for result in driver.results]
-
 
 # --- one trial -----------------------------------------------------------------------------------
 
@@ -103,7 +78,7 @@ def test_a_budget_may_span_epochs(tiny: Tiny) -> None:
 
 def test_the_worker_prepares_before_it_trains(tiny: Tiny) -> None:
     driver = run(tiny)
-    assert driver.shown[0] == "loading libraries"
+    assert driver.shown[:2] == ["checking the data", "loading libraries"]
     assert "loading the base" in driver.shown
     assert driver.shown[-1] == "measuring the untouched base"
     setup = driver.setup
@@ -242,23 +217,6 @@ def test_adapters_and_moments_are_fp32(
     assert seen == {"weight": {torch.float32}, "moment": {torch.float32}}
 
 
-def fp32_of(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[torch.dtype]]:
-    """Collects the dtypes of weights and moments when an optimizer is done."""
-    from trials.engines import trl_trainer
-
-    seen: dict[str, set[torch.dtype]] = {"weight": set(), "moment": set()}
-    release = trl_trainer.release_optimizer
-
-    def look(optimizer: torch.optim.Optimizer) -> None:
-        for parameter, state in optimizer.state.items():
-            seen["weight"].add(parameter.dtype)
-            seen["moment"] |= {value.dtype for value in state.values() if torch.is_tensor(value)}
-        release(optimizer)
-
-    monkeypatch.setattr(trl_trainer, "release_optimizer", look)
-    return seen
-
-
 def test_small_updates_do_not_vanish(tiny: Tiny) -> None:
     """In bf16 a step below half an ulp would change nothing at all."""
     driver = run(tiny, tiny.trial(examples=64, ticks=2, learning_rate=1e-6))
@@ -347,23 +305,28 @@ def test_an_evaluation_that_is_not_finite_is_divergence(
     assert driver.reports == []
 
 
-def too_large(rows: int) -> Callable[..., torch.Tensor]:
+CUDA_FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+HOST_FULL = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+
+def too_large(rows: int, error: Exception = CUDA_FULL) -> Callable[..., torch.Tensor]:
     """Logits that run out of memory beyond so many rows."""
     from trials.evaluate import target_logits
 
     def logits(model: torch.nn.Module, batch: Any) -> torch.Tensor:
         if batch.input_ids.shape[0] > rows:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+            raise error
         return target_logits(model, batch)
 
     return logits
 
 
+@pytest.mark.parametrize("error", [CUDA_FULL, HOST_FULL])
 def test_a_micro_batch_that_does_not_fit_is_cut(
-    dense: Tiny, monkeypatch: pytest.MonkeyPatch
+    dense: Tiny, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     whole = run(dense, dense.trial(batch_size=16))
-    monkeypatch.setattr("trials.engines.trl_trainer.target_logits", too_large(3))
+    monkeypatch.setattr("trials.engines.trl_trainer.target_logits", too_large(3, error))
     cut = run(dense, dense.trial(batch_size=16))
     assert outcomes(cut) == [Outcome.COMPLETE]
     assert cut.losses(0) == pytest.approx(whole.losses(0), rel=2e-5)
@@ -446,119 +409,3 @@ def test_bad_input_is_said_before_the_first_trial(
 ) -> None:
     with pytest.raises(InputError, match=message):
         run(tiny, tiny.trial(), **assigned)
-
-
-# --- CUDA ----------------------------------------------------------------------------------------
-
-
-def on_cuda(tiny: Tiny, quantisation: str = "nf4", dtype: str = "bf16") -> Tiny:
-    """The same base on the first CUDA device."""
-    return replace(tiny, device="cuda:0", quantisation=quantisation, dtype=dtype)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("quantisation", ["nf4", "fp4", "int8", "none"])
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_cuda_trains_in_mixed_precision(
-    tiny: Tiny, quantisation: str, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = fp32_of(monkeypatch)
-    device = on_cuda(tiny, quantisation, dtype)
-    driver = run(device, device.trial(0, examples=160), device.trial(1, examples=160))
-    assert outcomes(driver) == [Outcome.COMPLETE] * 2
-    assert seen == {"weight": {torch.float32}, "moment": {torch.float32}}
-    assert driver.setup is not None
-    assert (driver.results[0].eval_loss or 9.0) < driver.setup.baseline_loss - 0.1
-    assert driver.losses(0) == pytest.approx(driver.losses(1), rel=1e-3)
-    assert 0 < driver.results[0].memory_bytes < 2**31
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize(("dtype", "rel"), [("fp32", 1e-4), ("bf16", 2e-2), ("fp16", 1e-2)])
-@pytest.mark.parametrize("setting", [
-    {"micro_batch_size": 4}, {"micro_batch_size": 3}, {"gradient_checkpointing": True},
-    {"packing": True},
-], ids=str)
-def test_on_cuda_too_how_a_batch_is_computed_does_not_matter(
-    tiny: Tiny, dtype: str, rel: float, setting: dict[str, Any]
-) -> None:
-    device = on_cuda(tiny, "none", dtype)
-    whole = device.trial(0, batch_size=16, micro_batch_size=16)
-    driver = run(device, whole, device.trial(1, batch_size=16, **setting))
-    assert outcomes(driver) == [Outcome.COMPLETE] * 2
-    assert driver.losses(1) == pytest.approx(driver.losses(0), rel=rel)
-
-
-@pytest.mark.gpu
-def test_cuda_gives_the_losses_of_the_cpu(dense: Tiny) -> None:
-    device = on_cuda(dense, "none", "fp32")
-    trial = dense.trial(examples=40)
-    assert run(device, trial).losses(0) == pytest.approx(run(dense, trial).losses(0), rel=1e-4)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("optimizer", PAGED)
-def test_paged_optimizers_train_and_reuse_their_pages(tiny: Tiny, optimizer: str) -> None:
-    from trials.training import optimizers
-
-    device = on_cuda(tiny)
-    wide = {"r": 1024, "alpha": 1024.0}  # large enough to be paged
-    trials = [device.trial(k, examples=96, lora=wide, optimizer=optimizer) for k in range(3)]
-    driver = run(device, *trials[:1], optimizers=(optimizer,))
-    pages = sum(page.numel() for page in optimizers._free_pages)
-    assert pages > 0
-    driver = run(device, *trials, optimizers=(optimizer,))
-    assert sum(page.numel() for page in optimizers._free_pages) == pages
-    assert outcomes(driver) == [Outcome.COMPLETE] * 3
-    assert driver.setup is not None
-    assert (driver.results[2].eval_loss or 9.0) < driver.setup.baseline_loss
-    assert driver.losses(2) == pytest.approx(driver.losses(0), rel=1e-3)
-
-
-@pytest.mark.gpu
-def test_cuda_memory_is_as_before_after_trials_of_every_end(tiny: Tiny) -> None:
-    from trials.engines.trl import prepare
-
-    device = on_cuda(tiny)
-    driver = Recorder()
-    engine, driver.setup = prepare(device.assignment(), driver)
-
-    def bytes_after(*trials: TrialConfig) -> int:
-        driver.trials += trials
-        engine.run(driver)
-        return torch.cuda.memory_allocated()
-
-    first = bytes_after(device.trial(0))
-    ends = device.trial(1), device.trial(2, learning_rate=1e30), device.trial(3, packing=True)
-    assert bytes_after(*ends) == first
-
-
-@pytest.mark.gpu
-def test_running_out_of_cuda_memory_is_infeasible_and_hurts_no_one_else(tiny: Tiny) -> None:
-    from trials.engines.trl import prepare
-
-    device = on_cuda(tiny)
-    fresh = run(device, device.trial(1))
-    driver = Recorder([device.trial(0, lora={"r": 65536})])
-    engine, driver.setup = prepare(device.assignment(), driver)
-    torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**26) / total)
-    try:
-        engine.run(driver)
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0)
-    driver.trials.append(device.trial(1))
-    engine.run(driver)
-    assert outcomes(driver) == [Outcome.INFEASIBLE, Outcome.COMPLETE]
-    assert driver.results[0].reason is not None
-    assert "out of memory" in driver.results[0].reason
-    assert driver.losses(1) == pytest.approx(fresh.losses(1), rel=1e-3)
-
-
-@pytest.mark.gpu
-def test_another_cuda_device_than_the_first_works(tiny: Tiny) -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two CUDA devices")
-    device = replace(on_cuda(tiny), device="cuda:1")
-    assert outcomes(run(device, device.trial())) == [Outcome.COMPLETE]
