@@ -53,15 +53,20 @@ class KeyedDropout(nn.Module):
         return f"p={self.p}"
 
 
-def row_keys(seed: int, positions: Tensor, tokens: Tensor) -> Tensor:
+def row_keys(seed: int | Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
     """One int32 key for each token of each example.
 
-    `positions` (the example's place in the trial's order) and `tokens` (the token's place in its
-    example) are integers of shapes that broadcast; padding may hold anything.
+    `seed` is a trial's, or a tensor of `seed_key`s, one for each slot of a pack. `positions` (the
+    example's place in the trial's order) and `tokens` (the token's place in its example) are
+    integers; all shapes broadcast, and padding may hold anything.
     """
-    start = _mixed_int(_mixed_int(seed & 0xFFFFFFFF) ^ ((seed >> 32) & 0xFFFFFFFF))
-    example = _mixed(_spread(positions) ^ _signed(start))
-    return _mixed(_spread(tokens) ^ example)
+    start = seed_key(seed) if isinstance(seed, int) else seed
+    return _mixed(_spread(tokens) ^ _mixed(_spread(positions) ^ start))
+
+
+def seed_key(seed: int) -> int:
+    """A trial's own part of its keys, an int32."""
+    return _signed(_mixed_int(_mixed_int(seed & 0xFFFFFFFF) ^ ((seed >> 32) & 0xFFFFFFFF)))
 
 
 def module_key(name: str) -> int:

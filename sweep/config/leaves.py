@@ -248,7 +248,8 @@ EITHER = (("lora.alpha", "lora.alpha_ratio"), ("budget.examples", "budget.epochs
 
 # Options of engines, samplers, pruners and trackers whose rule is more than a type.
 OPTIONS: Mapping[str, Leaf] = {
-    "engine.capacity": Leaf(kind="int", low=1, high=1024),
+    "engine.capacity": Leaf(kind="int", low=1, high=1024, nullable=True),
+    "engine.max_r": Leaf(kind="int", low=1, high=4096, nullable=True),
     "engine.seconds_per_tick": Leaf(kind="float", low=0, high=86_400),
     "engine.noise": Leaf(kind="float", low=0),
     "engine.faults": Leaf(kind="faults"),

@@ -23,7 +23,11 @@ from trials.contract import (
     Turn,
 )
 
-ENGINES = {"trl": "trials.engines.trl", "simulated": "trials.engines.simulated"}
+ENGINES = {
+    "trl": "trials.engines.trl",
+    "packed": "trials.engines.packed",
+    "simulated": "trials.engines.simulated",
+}
 WITHOUT_DATA = ("simulated",)  # whose curves follow from the configuration alone
 WAIT_S = 0.2  # between two questions for work when there is none yet
 

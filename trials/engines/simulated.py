@@ -187,7 +187,7 @@ def _options(assignment: Assignment) -> dict[str, Any]:
     given = assignment.engine.options
     if unknown := sorted(set(given) - set(OPTIONS)):
         raise InputError(f"engine option {unknown[0]!r} is unknown. Known: {', '.join(OPTIONS)}.")
-    options = {**OPTIONS, **given}
+    options = {**OPTIONS, **{name: it for name, it in given.items() if it is not None}}
     options["faults"] = tuple(options["faults"] or ())
     for fault in options["faults"]:
         _check_fault(fault)

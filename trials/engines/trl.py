@@ -67,11 +67,11 @@ def prepare(assignment: Assignment, driver: Driver) -> tuple[TrlEngine, Setup]:
         if assignment.packing:
             keeps_packed_apart(base)
         data = load_data(assignment.data, base, assignment.seed, driver.progress)
-        _check_batch(assignment, data)
+        check_batch(assignment, data)
         engine = TrlEngine(base, data, assignment)
         baseline = engine.measure(partial(driver.progress, "measuring the untouched base"))
-        _check_baseline(base, baseline)
-        setup = _setup(engine, baseline)
+        check_baseline(base, baseline)
+        setup = setup_of(engine, baseline)
     return engine, setup
 
 
@@ -141,7 +141,7 @@ class TrlEngine:
                 dtype=self._dtype,
                 limit=training_limit(self.base, trial.train),
             )
-            train_adapter(adapter, trial, self._steps(trial), feed, course.step)
+            train_adapter(adapter, trial, self.steps(trial), feed, course.step)
             if course.outcome is Outcome.COMPLETE:
                 self._keep(trial, course, adapter)
 
@@ -150,10 +150,11 @@ class TrlEngine:
             course.samples = self.samples()
         if self.assignment.adapters_dir is not None:
             folder = Path(self.assignment.adapters_dir) / str(trial.number)
-            name, revision = _origin(self.base)
+            name, revision = origin_of(self.base)
             course.adapter = str(export(adapter, folder, base=name, revision=revision))
 
-    def _steps(self, trial: TrialConfig) -> list[Step]:
+    def steps(self, trial: TrialConfig) -> list[Step]:
+        """The optimizer steps of a trial, in order."""
         if not trial.train.group_by_length:
             return plan(trial.budget, trial.train.batch_size)
         indices = order(trial.seed, len(self.data.train), 0, trial.budget.examples)
@@ -189,14 +190,15 @@ def _only_new_garbage() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _origin(base: Base) -> tuple[str, str | None]:
+def origin_of(base: Base) -> tuple[str, str | None]:
     """What loads this base elsewhere: a folder, or a name and its revision on the hub."""
     if base.config.name == "demo" or Path(base.config.name).is_dir():
         return str(base.model.name_or_path), None
     return base.config.name, base.config.revision
 
 
-def _check_batch(assignment: Assignment, data: Data) -> None:
+def check_batch(assignment: Assignment, data: Data) -> None:
+    """Raises InputError where a batch would be larger than the whole training set."""
     largest = assignment.max_batch_size
     if largest is not None and largest > len(data.train):
         raise InputError(
@@ -205,7 +207,8 @@ def _check_batch(assignment: Assignment, data: Data) -> None:
         )
 
 
-def _check_baseline(base: Base, baseline: Evaluation) -> None:
+def check_baseline(base: Base, baseline: Evaluation) -> None:
+    """Raises InputError where the untouched base has no finite loss."""
     if not math.isfinite(baseline.loss):
         others = " or ".join(f"model.dtype={name}" for name in DTYPES if name != base.config.dtype)
         raise InputError(
@@ -215,7 +218,8 @@ def _check_baseline(base: Base, baseline: Evaluation) -> None:
         )
 
 
-def _setup(engine: TrlEngine, baseline: Evaluation) -> Setup:
+def setup_of(engine: TrlEngine, baseline: Evaluation) -> Setup:
+    """What the worker tells the driver once it is prepared."""
     base, data = engine.base, engine.data
     return Setup(
         worker=engine.assignment.worker,

@@ -1,0 +1,176 @@
+"""What the packed suites start from: slots to tick by hand, and PEFT runs to compare them with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from tiny import Recorder, Tiny
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from trials.adapters import NAME, PREFIX, fresh_adapter
+from trials.base import resolve_targets
+from trials.contract import EngineConfig, TrialConfig
+from trials.dropout import row_keys
+from trials.engines.packed import prepare
+from trials.engines.packed.bank import Bank
+from trials.engines.packed.clock import Clock
+from trials.engines.packed.engine import PackedEngine
+from trials.engines.packed.layers import packed_layers
+from trials.engines.packed.seat import Seat
+from trials.engines.packed.slots import Slots
+from trials.evaluate import target_logits
+from trials.quiet import quiet
+from trials.training.batches import collate
+from trials.training.optimizers import build_optimizer
+from trials.training.schedule import rate_factor, warmup_steps
+
+Factors = dict[str, tuple[Tensor, Tensor]]
+TARGETS = ("all-linear", "qv", ("o_proj", "down_proj"))
+
+
+def prepared(tiny: Tiny, **options: Any) -> tuple[PackedEngine, Recorder]:
+    """An engine, and a driver that has been told its setup."""
+    driver = Recorder()
+    assigned = tiny.assignment(
+        engine=EngineConfig(name="packed", options=options), optimizers=("adamw", "sgd"),
+        target_modules=TARGETS,
+    )
+    engine, driver.setup = prepare(assigned, driver)
+    return engine, driver
+
+
+def run(tiny: Tiny, *trials: TrialConfig, answer: Any = None, **options: Any) -> Recorder:
+    """Trains the trials in one pack."""
+    engine, driver = prepared(tiny, **options)
+    driver.trials += trials
+    if answer is not None:
+        driver.answer = answer
+    engine.run(driver)
+    return driver
+
+
+@contextmanager
+def bench(
+    engine: PackedEngine, *, slots: int, r: int = 8, dtype: torch.dtype = torch.float32
+) -> Iterator[Slots]:
+    """Empty slots of an engine, to be filled and ticked by hand."""
+    with quiet(), packed_layers(engine.layers, dtype=dtype, resident=True) as pack:
+        shapes = {name: (m.in_features, m.out_features) for name, m in engine.layers.items()}
+        bank = Bank(shapes, slots=slots, r=r, device=engine.shared.base.device, compute=dtype,
+                    dtype=dtype)
+        clock = Clock(engine.shared.base, bank, pack, engine._corpus)
+        yield Slots(engine.shared, clock, pack, engine._skeleton)
+
+
+def seated(slots: Slots, *trials: TrialConfig) -> list[Seat]:
+    """Seats for the trials, in this order."""
+    for trial in trials:
+        slots.sit(trial, Recorder())
+    return slots.seats
+
+
+def ticked(slots: Slots, seats: Sequence[Seat], clocks: int = 1000) -> dict[int, list[float]]:
+    """Clocks until none has work, or so many; each slot's train losses."""
+    losses: dict[int, list[float]] = {seat.slot: [] for seat in seats}
+    while clocks and (live := [seat for seat in seats if seat.has_work]):
+        told = slots.clock.tick(live)
+        numbers = told.losses.numbers()
+        for slot, _, _ in told.steps:
+            losses[slot].append(numbers[slot])
+        clocks -= 1
+    return losses
+
+
+@dataclass
+class Alone:
+    """One trial by PEFT and torch.optim, nothing else on the base."""
+
+    losses: list[float] = field(default_factory=list)
+    gradients: Factors = field(default_factory=dict)  # of the last step, not clipped
+    factors: Factors = field(default_factory=dict)
+
+
+def alone(
+    engine: PackedEngine, trial: TrialConfig, *, dtype: torch.dtype = torch.float32,
+    start: Factors | None = None, steps: int | None = None,
+) -> Alone:
+    """The reference: the trial's steps one after another, each a single forward."""
+    base, found = engine.shared.base, Alone()
+    targets = resolve_targets(base.facts, trial.lora.target_modules)
+    with quiet(), fresh_adapter(base.model, trial.lora, targets, trial.seed) as adapter:
+        for parameter in adapter.parameters:
+            parameter.data = parameter.data.to(dtype)
+        pairs = _pairs(adapter.model)
+        for name, values in (start or {}).items():
+            for parameter, value in zip(pairs[name], values, strict=True):
+                parameter.data.copy_(value)
+        plan = engine.shared.steps(trial)
+        warmup = warmup_steps(trial.train.warmup, len(plan))
+        optimizer = build_optimizer(trial.train, adapter.parameters)
+        adapter.model.train()
+        for number, step in enumerate(plan[:steps]):
+            batch = collate(engine.shared._rows(trial, step), 0)
+            adapter.keys.rows = row_keys(trial.seed, batch.order, batch.tokens)
+            logits = target_logits(adapter.model, batch)
+            loss = cross_entropy(logits, batch.targets)
+            optimizer.zero_grad()
+            loss.backward()
+            found.gradients = {name: tuple(p.grad.clone() for p in pair)
+                               for name, pair in pairs.items()}
+            found.losses.append(float(loss))
+            torch.nn.utils.clip_grad_norm_(adapter.parameters, trial.train.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = trial.train.learning_rate * rate_factor(
+                    trial.train.scheduler, number, steps=len(plan), warmup=warmup)
+            optimizer.step()
+        found.factors = {name: tuple(p.detach().clone() for p in pair)
+                         for name, pair in pairs.items()}
+    return found
+
+
+def _pairs(model: Any) -> dict[str, tuple[Any, Any]]:
+    return {name.removeprefix(PREFIX): (m.lora_A[NAME].weight, m.lora_B[NAME].weight)
+            for name, m in model.named_modules() if hasattr(m, "lora_A")}
+
+
+@contextmanager
+def in_fp64(engine: PackedEngine) -> Iterator[None]:
+    """The base in fp64 throughout: the library's RMSNorm would round to fp32."""
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+    def exact(self: Any, x: Tensor) -> Tensor:
+        mean = x.pow(2).mean(-1, keepdim=True)
+        return self.weight * x * torch.rsqrt(mean + self.variance_epsilon)
+
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(LlamaRMSNorm, "forward", exact)
+        patch.setattr("trials.engines.packed.clock.computing", lambda *_: nullcontext())
+        engine.shared.base.model.double()
+        stack.callback(engine.shared.base.model.float)
+        yield
+
+
+def mixed(tiny: Tiny, examples: int = 200, **train: Any) -> list[TrialConfig]:
+    """Trials that differ in all that may differ in a pack."""
+    return [
+        tiny.trial(0, seed=3, examples=examples, lora={"r": 8, "alpha": 16.0, "dropout": 0.1},
+                   batch_size=8, scheduler="cosine", warmup=0.1, weight_decay=0.1, **train),
+        tiny.trial(1, seed=5, examples=examples // 2, batch_size=4, learning_rate=0.003,
+                   lora={"r": 2, "alpha": 8.0, "dropout": 0.0, "target_modules": "qv"},
+                   max_grad_norm=0.3, **train),
+        tiny.trial(2, seed=2**40 + 7, examples=examples * 2, batch_size=16, scheduler="linear",
+                   lora={"r": 5, "alpha": 3.0, "rslora": True, "dropout": 0.3,
+                         "target_modules": ("o_proj", "down_proj")}, micro_batch_size=3, **train),
+        tiny.trial(3, seed=3, examples=examples - examples // 8, batch_size=7, optimizer="sgd",
+                   learning_rate=0.5, scheduler="polynomial", weight_decay=0.01,
+                   group_by_length=True, **train),
+    ]
+
+

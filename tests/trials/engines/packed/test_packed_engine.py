@@ -1,0 +1,380 @@
+"""The packed engine as a driver sees it: refill, reports, verdicts, ends, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packs import TARGETS, mixed, prepared, run
+from tiny import Recorder, Tiny, made_in
+
+from trials.contract import (
+    SCHEDULERS,
+    Assignment,
+    EngineConfig,
+    InputError,
+    Outcome,
+    Report,
+    TrialConfig,
+    Turn,
+    Verdict,
+    tick_examples,
+)
+from trials.engines.packed import prepare
+from trials.worker import work
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A base of this module's own, unquantised: rounding is all that may differ."""
+    return made_in(tmp_path_factory.mktemp("tiny"), quantisation="none")
+
+
+def trl(tiny: Tiny, *trials: TrialConfig) -> Recorder:
+    """The same trials through the TRL engine."""
+    driver = Recorder(list(trials))
+    work(tiny.assignment(target_modules=TARGETS, optimizers=("adamw", "sgd")), driver)
+    return driver
+
+
+def outcomes(driver: Recorder) -> dict[int, Outcome]:
+    """How each trial ended."""
+    return {result.trial: result.outcome for result in driver.results}
+
+
+# --- the same trials as the other engine's -------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantisation", ["none", "nf4", "fp4"])
+def test_reports_and_results_are_those_of_the_trl_engine(tiny: Tiny, quantisation: str) -> None:
+    base = replace(tiny, quantisation=quantisation)
+    trials = mixed(base, examples=64)
+    packed, other = run(base, *trials, capacity=3), trl(base, *trials)
+    for trial in trials:
+        number = trial.number
+        assert packed.losses(number) == pytest.approx(other.losses(number), rel=1e-4)
+        ours, theirs = ([r for r in d.results if r.trial == number][0] for d in (packed, other))
+        for name in ("outcome", "ticks", "examples", "tokens", "trainable_parameters", "worker",
+                     "reason", "history", "eval_accuracy"):
+            assert getattr(ours, name) == getattr(theirs, name), name
+        assert 0 < ours.eval_seconds < ours.seconds
+        curves = ([p for r in d.reports if r.trial == number for p in r.history]
+                  for d in (packed, other))
+        for ours_p, theirs_p in zip(*curves, strict=True):
+            assert ours_p.learning_rate == pytest.approx(theirs_p.learning_rate)
+            assert ours_p.grad_norm == pytest.approx(theirs_p.grad_norm, rel=1e-3)
+            assert ours_p.examples == theirs_p.examples
+
+
+def test_every_trial_reports_at_its_own_ticks(tiny: Tiny) -> None:
+    trials = [tiny.trial(k, examples=40 + 8 * k, ticks=2 + k, batch_size=4 + k) for k in range(4)]
+    driver = run(tiny, *trials, capacity=3)
+    for trial in trials:
+        reports = [report for report in driver.reports if report.trial == trial.number]
+        assert [report.tick for report in reports] == [*range(1, trial.budget.ticks + 1)]
+        expected = tick_examples(trial.budget, trial.train.batch_size)
+        assert tuple(report.examples for report in reports) == expected
+        assert all(0 <= report.slot < 3 for report in reports)
+
+
+def test_bf16_is_computed_and_fp32_trained(tiny: Tiny) -> None:
+    base = replace(tiny, quantisation="nf4", dtype="bf16")
+    trials = [base.trial(k, examples=64, lora={"dropout": p}) for k, p in enumerate((0.0, 0.2))]
+    packed, other = run(base, *trials, capacity=2), trl(base, *trials)
+    for k in range(2):
+        assert packed.losses(k) == pytest.approx(other.losses(k), rel=2e-2)
+
+
+def test_every_schedule_is_followed(tiny: Tiny) -> None:
+    from trials.training.schedule import rate_factor
+
+    trials = [tiny.trial(k, examples=80, ticks=1, scheduler=name, warmup=0.2)
+              for k, name in enumerate(SCHEDULERS)]
+    driver = run(tiny, *trials, capacity=8)
+    for report in driver.reports:
+        rates = [point.learning_rate / 0.01 for point in report.history]
+        name = SCHEDULERS[report.trial]
+        assert rates == pytest.approx([rate_factor(name, s, steps=10, warmup=2) for s in range(10)])
+
+
+@pytest.mark.parametrize("setting", [
+    {"micro_batch_size": 3}, {"gradient_checkpointing": True}, {"packing": True},
+], ids=str)
+def test_how_a_batch_is_computed_does_not_matter(tiny: Tiny, setting: dict[str, Any]) -> None:
+    trials = [tiny.trial(0, examples=48), tiny.trial(1, examples=48, **setting)]
+    driver = run(tiny, *trials, capacity=2)
+    assert driver.losses(1) == pytest.approx(driver.losses(0), rel=2e-5)
+
+
+def test_hearing_the_device_later_changes_no_trial(tiny: Tiny) -> None:
+    trials = [*mixed(tiny, examples=64), tiny.trial(4, learning_rate=1e30, examples=80)]
+    at_once, later = (lagging(tiny, trials, lag) for lag in (0, 3))
+    for trial in trials:
+        assert later.losses(trial.number) == pytest.approx(
+            at_once.losses(trial.number), rel=1e-4, nan_ok=True)
+    assert outcomes(later) == outcomes(at_once)
+
+
+def lagging(tiny: Tiny, trials: list[TrialConfig], lag: int) -> Recorder:
+    """The trials with the device heard so many clocks later."""
+    engine, driver = prepared(tiny, capacity=2)
+    engine.size = replace(engine.size, lag=lag)
+    driver.trials += trials
+    engine.run(driver)
+    return driver
+
+
+# --- slots ---------------------------------------------------------------------------------------
+
+
+def test_a_freed_slot_takes_the_next_trial_at_once(tiny: Tiny) -> None:
+    trials = [tiny.trial(k, examples=16 + 32 * (k == 1), ticks=1) for k in range(5)]
+    driver = run(tiny, *trials, capacity=2)
+    slots = {report.trial: report.slot for report in driver.reports}
+    assert (slots[0], slots[1], slots[2]) == (0, 1, 0)
+    assert len(driver.results) == 5
+
+
+def test_a_trial_in_a_used_slot_is_that_of_a_fresh_process(tiny: Tiny) -> None:
+    trial = tiny.trial(9, examples=40)
+    others = [tiny.trial(0, seed=8, lora={"r": 8}), tiny.trial(1, learning_rate=1e30),
+              tiny.trial(2, optimizer="sgd", lora={"target_modules": "qv"})]
+    fresh = run(tiny, trial, capacity=1)
+    after = run(tiny, *others, trial, capacity=1)
+    assert after.losses(9) == fresh.losses(9)  # to the last bit
+    assert outcomes(after)[1] is Outcome.DIVERGED
+
+
+def test_a_rank_wider_than_the_bank_widens_it(tiny: Tiny) -> None:
+    trials = [tiny.trial(0, examples=64), tiny.trial(1, examples=16), tiny.trial(2, lora={"r": 20})]
+    driver = run(tiny, *trials, capacity=2, max_r=4)
+    alone = run(tiny, trials[0], capacity=1)
+    assert set(outcomes(driver).values()) == {Outcome.COMPLETE}
+    assert driver.losses(0) == pytest.approx(alone.losses(0), rel=1e-5)
+
+
+def test_the_last_trials_move_together_and_do_not_change(tiny: Tiny) -> None:
+    trials = [tiny.trial(0, examples=16, ticks=1), tiny.trial(1, examples=16, ticks=1),
+              tiny.trial(2, seed=5, examples=96, ticks=4)]
+    driver = run(tiny, *trials, capacity=3)
+    slots = [report.slot for report in driver.reports if report.trial == 2]
+    assert slots == [0, 0, 0, 0]
+    assert driver.losses(2) == pytest.approx(run(tiny, trials[2], capacity=1).losses(2), rel=1e-5)
+
+
+def test_an_evaluation_that_does_not_fit_is_made_smaller_or_ends_its_trials(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tiny, tiny.trial(0), tiny.trial(1), capacity=2)
+    for rows, outcome in ((4, Outcome.COMPLETE), (0, Outcome.INFEASIBLE)):
+        out_of_memory_beyond(monkeypatch, rows, "evaluation")
+        driver = run(tiny, tiny.trial(0), tiny.trial(1), capacity=2)
+        assert outcomes(driver) == {0: outcome, 1: outcome}
+        if outcome is Outcome.COMPLETE:
+            assert driver.losses(0) == pytest.approx(whole.losses(0), rel=1e-5)
+
+
+@pytest.mark.parametrize("outcome", [Outcome.PRUNED, Outcome.STOPPED])
+def test_a_stopped_trial_reports_no_more(tiny: Tiny, outcome: Outcome) -> None:
+    def stop(report: Report) -> Verdict:
+        return Verdict(stop=(report.trial, report.tick) == (0, 2), reason="no", outcome=outcome)
+
+    trials = [tiny.trial(0, examples=64, ticks=4), tiny.trial(1, examples=64), tiny.trial(2)]
+    driver = run(tiny, *trials, answer=stop, capacity=2)
+    assert [report.tick for report in driver.reports if report.trial == 0] == [1, 2]
+    stopped = next(result for result in driver.results if result.trial == 0)
+    assert (stopped.outcome, stopped.reason, stopped.ticks) == (outcome, "no", 2)
+    assert stopped.examples == 32
+    assert outcomes(driver)[1] is outcomes(driver)[2] is Outcome.COMPLETE
+
+
+def test_divergence_ends_a_trial_at_once_and_alone(tiny: Tiny) -> None:
+    trials = [tiny.trial(0), tiny.trial(1, examples=80, learning_rate=1e30), tiny.trial(2)]
+    driver = run(tiny, *trials, capacity=3)
+    diverged = next(result for result in driver.results if result.trial == 1)
+    assert diverged.outcome is Outcome.DIVERGED
+    assert "became nan at step 2" in (diverged.reason or "")
+    assert diverged.examples == 16
+    assert len(diverged.history) == 2
+    assert outcomes(driver)[0] is outcomes(driver)[2] is Outcome.COMPLETE
+    assert driver.losses(0) == pytest.approx(run(tiny, trials[0], capacity=1).losses(0), rel=1e-5)
+
+
+@dataclass
+class Hesitating(Recorder):
+    """A driver that has nothing for a while before each trial but the first."""
+
+    turns: list[Turn] = field(default_factory=list)
+
+    def next_trial(self) -> TrialConfig | Turn:
+        if len(self.trials) in (1, 2) and len(self.turns) < 2:
+            self.turns.append(Turn.WAIT)
+            return Turn.WAIT
+        return super().next_trial()
+
+
+def test_waiting_for_a_trial_holds_nobody_up(tiny: Tiny) -> None:
+    engine, prepared_driver = prepared(tiny, capacity=2)
+    driver = Hesitating([tiny.trial(k) for k in range(3)], setup=prepared_driver.setup)
+    engine.run(driver)
+    assert len(driver.turns) == 2
+    assert set(outcomes(driver).values()) == {Outcome.COMPLETE}
+    assert len(driver.results) == 3
+
+
+def test_complete_trials_leave_adapters_and_samples(tiny: Tiny, tmp_path: Path) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    from trials.evaluate import evaluate, evaluation_batches
+    from trials.quiet import quiet
+    from trials.training.batches import Limit
+
+    trials = [tiny.trial(k, lora={"r": 3 + k, "target_modules": t}) for k, t in enumerate(TARGETS)]
+    assigned = assignment(tiny, adapters_dir=str(tmp_path), samples=2)
+    driver = Recorder(trials)
+    engine, driver.setup = prepare(assigned, driver)
+    engine.run(driver)
+    data, base = engine.shared.data, engine.shared.base
+    batches = evaluation_batches(data.eval, pad=0, limit=Limit(), device=base.device)
+    for result in driver.results:
+        assert result.adapter == str(tmp_path / str(result.trial))
+        assert len(result.samples) == 2
+        with quiet():
+            model = AutoPeftModelForCausalLM.from_pretrained(result.adapter)
+        found = evaluate(model, batches, torch.float32).loss
+        assert found == pytest.approx(result.eval_loss, rel=1e-5)
+
+
+def test_the_base_is_as_before_afterwards(tiny: Tiny) -> None:
+    engine, driver = prepared(tiny, capacity=2)
+    driver.trials += mixed(tiny, examples=32)
+    ids = torch.arange(4, 24)[None]
+    with torch.no_grad():
+        before = engine.shared.base.model(input_ids=ids).logits
+        engine.run(driver)
+        assert torch.equal(engine.shared.base.model(input_ids=ids).logits, before)
+    assert not any("forward" in vars(module) for module in engine.layers.values())
+
+
+# --- faults --------------------------------------------------------------------------------------
+
+
+def out_of_memory_beyond(
+    monkeypatch: pytest.MonkeyPatch, rows: int, part: str = "clock"
+) -> None:
+    """Clocks, or evaluations, run out of memory beyond so many rows."""
+    import importlib
+
+    from trials.evaluate import target_logits as plain
+
+    module = importlib.import_module(f"trials.engines.packed.{part}")
+
+    def logits(model: Any, batch: Any) -> Any:
+        if batch.input_ids.shape[0] > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        return plain(model, batch)
+
+    monkeypatch.setattr(module, "target_logits", logits)
+
+
+def test_a_clock_that_does_not_fit_is_made_smaller(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [tiny.trial(k, seed=k, batch_size=16) for k in range(2)]
+    whole = run(tiny, *trials, capacity=2)
+    out_of_memory_beyond(monkeypatch, 5)
+    cut = run(tiny, *trials, capacity=2)
+    for k in range(2):
+        assert cut.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
+
+
+def test_what_does_not_fit_at_all_is_infeasible_one_trial_at_a_time(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out_of_memory_beyond(monkeypatch, 1)
+    driver = run(tiny, tiny.trial(0), tiny.trial(1), capacity=2)
+    assert sorted(outcome.value for outcome in outcomes(driver).values()) == [
+        "complete", "infeasible"]
+    [reason] = [result.reason for result in driver.results if result.reason]
+    assert reason.startswith("does not fit into memory: CUDA out of memory")
+
+
+def test_a_broken_clock_fails_its_trials_and_the_next_are_as_ever(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trials.engines.packed.clock import Clock
+
+    tick, calls = Clock.tick, iter([True])
+
+    def broken(*given: Any) -> Any:
+        if next(calls, False):
+            raise RuntimeError("a bug")
+        return tick(*given)
+
+    monkeypatch.setattr(Clock, "tick", broken)
+    driver = run(tiny, *(tiny.trial(k) for k in range(3)), capacity=2)
+    assert [outcomes(driver)[k] for k in range(3)] == [
+        Outcome.FAILED, Outcome.FAILED, Outcome.COMPLETE]
+    assert driver.results[0].reason == "RuntimeError: a bug"
+
+
+def test_a_trial_that_a_pack_cannot_train_fails_alone(tiny: Tiny) -> None:
+    trials = [tiny.trial(0, optimizer="adafactor"),
+              tiny.trial(1, lora={"target_modules": ("lm_head",)}), tiny.trial(2)]
+    driver = run(tiny, *trials, capacity=3)
+    assert [outcomes(driver)[k] for k in range(3)] == [
+        Outcome.FAILED, Outcome.FAILED, Outcome.COMPLETE]
+    assert "Type engine=trl" in (driver.results[0].reason or "")
+
+
+# --- preparing -----------------------------------------------------------------------------------
+
+
+def assignment(tiny: Tiny, options: dict[str, Any] | None = None, **changes: Any) -> Assignment:
+    """One for the packed engine."""
+    given: dict[str, Any] = {
+        "engine": EngineConfig(name="packed", options={"capacity": 3} if options is None
+                               else options),
+        "optimizers": ("adamw", "sgd"), "target_modules": TARGETS,
+    }
+    return tiny.assignment(**given | changes)
+
+
+def test_preparing_says_the_capacity_and_what_trl_says(tiny: Tiny) -> None:
+    _, driver = prepared(tiny, capacity=5)
+    setup = driver.setup
+    assert setup is not None
+    assert setup.capacity == 5
+    other = trl(tiny).setup
+    assert other is not None
+    assert setup.baseline_loss == other.baseline_loss
+    assert replace(setup, capacity=1) == other
+    assert prepared(tiny)[0].size.slots > 1
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"optimizers": ("adamw", "adafactor")}, "optimizer=adafactor: .* Type engine=trl"),
+    ({"options": {"capcity": 2}}, "engine.capcity: .*no such option: capacity, max_r"),
+    ({"options": {"capacity": 0}}, "engine.capacity=0: trials at once"),
+    ({"target_modules": ("q_porj",)}, "Did you mean 'q_proj'"),
+    ({"max_batch_size": 4000}, "larger than the training set"),
+])
+def test_bad_input_is_said_before_the_first_trial(
+    tiny: Tiny, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare(assignment(tiny, **changes), Recorder())
+
+
+def test_int8_and_unknown_layers_are_refused(tiny: Tiny) -> None:
+    from trials.engines.packed.layers import check_layers
+
+    with pytest.raises(InputError, match="int8: .* Type engine=trl"):
+        prepare(assignment(replace(tiny, quantisation="int8")), Recorder())
+    with pytest.raises(InputError, match="h.c_attn is a Identity.* Type engine=trl"):
+        check_layers({"h.c_attn": torch.nn.Identity()})
+
+

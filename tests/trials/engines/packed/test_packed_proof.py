@@ -1,0 +1,276 @@
+"""A pack computes what separate PEFT runs compute, and its slots do not see each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packs import alone, bench, in_fp64, mixed, prepared, run, seated, ticked
+from tiny import Recorder, Tiny, made_in
+
+from trials.dropout import row_keys
+from trials.engines.packed import optim
+from trials.engines.packed.corpus import Rows, Shape
+from trials.engines.packed.engine import PackedEngine
+from trials.engines.packed.layers import Flight
+from trials.engines.packed.slots import Slots
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A base where rounding is all that may differ."""
+    return made_in(tmp_path_factory.mktemp("tiny"), quantisation="none")
+
+
+@pytest.fixture(scope="module")
+def engine(dense: Tiny) -> PackedEngine:
+    """An engine on it, to tick by hand."""
+    return prepared(dense, capacity=4)[0]
+
+
+# --- the same maths ------------------------------------------------------------------------------
+
+
+def test_in_fp64_a_pack_is_separate_runs(dense: Tiny, engine: PackedEngine) -> None:
+    trials = mixed(dense)
+    with in_fp64(engine):
+        with bench(engine, slots=4, dtype=torch.float64) as slots:
+            losses = ticked(slots, seated(slots, *trials))
+            assert [len(losses[k]) for k in range(4)] == [25] * 4
+            check_padding(slots, trials)
+            found = [slots.bank.factors(k, t.lora.r) for k, t in enumerate(trials)]
+        worst = 0.0
+        for k, trial in enumerate(trials):
+            expected = alone(engine, trial, dtype=torch.float64)
+            assert losses[k] == pytest.approx(expected.losses, abs=1e-10)
+            worst = max(worst, *(float((ours - theirs).abs().max())
+                                 for name, pair in expected.factors.items()
+                                 for ours, theirs in zip(found[k][name], pair, strict=True)))
+    print(f"largest difference of a parameter after 25 steps in fp64: {worst:.1e}")
+    assert worst < 1e-10
+
+
+def check_padding(slots: Slots, trials: list[Any]) -> None:
+    """What a smaller rank or an untargeted module leaves free is exactly 0."""
+    bank = slots.bank
+    for rows in bank.rows:
+        views = bank._views(rows)
+        for k, (trial, seat) in enumerate(zip(trials, slots.seats, strict=True)):
+            for place, name in enumerate(bank.shapes):
+                r = trial.lora.r if name in seat.targets else 0
+                assert not views.a[place][k, r:].any()
+                assert not views.b[place][k, :, r:].any()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_in_fp32_gradients_agree(
+    dense: Tiny, engine: PackedEngine, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [dense.trial(k, seed=k, lora={"r": r, "alpha": 8.0, "dropout": dropout})
+              for k, r in enumerate((8, 3))]
+    seen: list[torch.Tensor] = []
+    step = optim.step
+
+    def look(bank: Any, n: int, *given: Any, **more: Any) -> Any:
+        seen.append(bank.gradients[:n].clone())
+        return step(bank, n, *given, **more)
+
+    monkeypatch.setattr(optim, "step", look)
+    with bench(engine, slots=2) as slots:
+        seats = seated(slots, *trials)
+        starts = []
+        for seat in seats:
+            factors = slots.bank.factors(seat.slot, seat.trial.lora.r)
+            for _, b in factors.values():
+                b.normal_(std=0.1, generator=torch.Generator().manual_seed(seat.slot))
+            starts.append({name: (a.clone(), b.clone()) for name, (a, b) in factors.items()})
+        ticked(slots, seats, 4)  # a batch may take several clocks
+        views = slots.bank._views(seen[0])
+        for k, trial in enumerate(trials):
+            expected = alone(engine, trial, start=starts[k], steps=1).gradients
+            for place, name in enumerate(slots.bank.shapes):
+                a, b = expected[name]
+                r = trial.lora.r
+                for ours, theirs in ((views.a[place][k, :r], a), (views.b[place][k, :, :r], b)):
+                    assert (ours - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+def test_dropout_draws_the_masks_of_the_other_engine(dense: Tiny, engine: PackedEngine) -> None:
+    trials = [dense.trial(k, seed=seed) for k, seed in enumerate((3, 2**40 + 1))]
+    with bench(engine, slots=2) as slots:
+        seats = seated(slots, *trials)
+        given = [seat.take(2)[0] for seat in seats]
+        samples = slots.clock.corpus.samples(given, Shape(slots=2, rows=2, width=40, targets=8))
+        keys = slots.clock._keys(samples).view(2, 2, 40)
+    for seat, rows in enumerate(given):
+        for row, position in enumerate(rows.positions.tolist()):
+            expected = row_keys(trials[seat].seed, torch.tensor(position), torch.arange(40))
+            assert torch.equal(keys[seat, row], expected)
+
+
+def test_a_slot_starts_where_peft_would(dense: Tiny, engine: PackedEngine) -> None:
+    trials = mixed(dense)
+    with bench(engine, slots=4) as slots:
+        seated(slots, *trials)
+        for k, trial in enumerate(trials):
+            expected = alone(engine, trial, steps=0).factors
+            found = slots.bank.factors(k, trial.lora.r)
+            assert all(torch.equal(ours, theirs) for name, pair in expected.items()
+                       for ours, theirs in zip(found[name], pair, strict=True))
+
+
+def test_an_exported_adapter_gives_the_packed_logits(
+    dense: Tiny, engine: PackedEngine, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+
+    model = engine.shared.base.model
+    ids = torch.arange(4, 24)[None]
+    with bench(engine, slots=4) as slots:
+        seats = seated(slots, *mixed(dense))
+        ticked(slots, seats, 6)
+        for seat in seats:
+            folder = slots.export(seat, tmp_path / str(seat.slot))
+            flight = Flight(slots.bank.gathered([seat.slot]), slots.scales([seat]))
+            with slots.pack.flying(flight), torch.no_grad():
+                packed = model(input_ids=ids).logits
+            loaded = PeftModel.from_pretrained(model, folder)
+            try:
+                with torch.no_grad():
+                    torch.testing.assert_close(loaded(input_ids=ids).logits, packed)
+            finally:
+                loaded.unload()
+
+
+# --- apart from each other -----------------------------------------------------------------------
+
+FIXED = Shape(slots=3, rows=8, width=36, targets=32)
+
+
+def company(slots: Slots, seats: list[Any], clocks: int = 6) -> tuple[list[float], torch.Tensor]:
+    """The first slot's losses and its row after some clocks."""
+    losses = ticked(slots, seats, clocks)
+    return losses[0], slots.bank.parameters[0].clone()
+
+
+def test_a_trial_is_the_same_alone_and_in_any_company(
+    dense: Tiny, engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trials.engines.packed.clock.choose", lambda *_, **__: FIXED)
+    first = dense.trial(0, examples=48)
+    found = []
+    for others in ([], mixed(dense)[:2], [*mixed(dense)[:2]]):
+        with bench(engine, slots=3) as slots:
+            seats = seated(slots, first, *others)
+            if len(found) == 2:
+                poison(slots, 1)
+            found.append(company(slots, seats))
+    for losses, row in found[1:]:
+        assert losses == found[0][0]
+        assert torch.equal(row, found[0][1])
+
+
+def poison(slots: Slots, slot: int) -> None:
+    """Makes an adapter not finite."""
+    slots.bank.parameters[slot].fill_(float("nan"))
+
+
+def test_a_poisoned_slot_reaches_nobody_and_leaves_nothing(
+    dense: Tiny, engine: PackedEngine
+) -> None:
+    with bench(engine, slots=4) as slots:
+        seats = seated(slots, *mixed(dense))
+        poison(slots, 1)
+        losses = ticked(slots, seats, 4)
+        assert all(torch.isfinite(rows[[0, 2, 3]]).all() for rows in slots.bank.rows)
+        assert losses[1][0] != losses[1][0]
+        slots.leave(seats[1])
+        assert all(not rows[1].any() for rows in slots.bank.rows)
+
+
+def test_what_is_not_finite_leaves_the_parameters_alone(
+    dense: Tiny, engine: PackedEngine
+) -> None:
+    with bench(engine, slots=2) as slots:
+        seats = seated(slots, dense.trial(0), dense.trial(1, seed=8))
+        slots.bank.gradients[1, 5] = float("inf")
+        before = slots.bank.parameters.clone()
+        ticked(slots, seats, 3)
+        assert torch.equal(slots.bank.parameters[1], before[1])
+        assert not torch.equal(slots.bank.parameters[0], before[0])
+
+
+def test_a_bank_row_can_be_saved_and_restored_and_a_bank_widened(
+    dense: Tiny, engine: PackedEngine
+) -> None:
+    with bench(engine, slots=2) as slots:
+        seats = seated(slots, *mixed(dense)[:2])
+        ticked(slots, seats, 3)
+        bank = slots.bank
+        rows, kept = [t.clone() for t in bank.rows], bank.saved(1)
+        bank.empty(1)
+        bank.restore(1, kept)
+        assert all(torch.equal(a, b) for a, b in zip(bank.rows, rows, strict=True))
+        wider = bank.widened(20)
+        assert wider.r == 32
+        for name, pair in bank.factors(0, 8).items():
+            assert all(map(torch.equal, pair, wider.factors(0, 8)[name]))
+
+
+def test_samples_are_laid_out_slot_by_slot(engine: PackedEngine) -> None:
+    import numpy as np
+
+    train, corpus = engine.shared.data.train, engine._corpus
+    given = [Rows(np.array([4, 2]), np.array([10, 11])), None, Rows(np.array([7]), np.array([3]))]
+    shape = Shape(slots=3, rows=3, width=40, targets=12)
+    samples = corpus.samples(given, shape)
+    assert samples.input_ids.shape == (9, 40)
+    assert samples.positions.tolist() == [[10, 11, 0], [0, 0, 0], [3, 0, 0]]
+    for slot, rows in enumerate(given):
+        wanted = [] if rows is None else [
+            (slot * 3 * 40 + place * 40 + t, example.input_ids[t + 1])
+            for place, example in enumerate(train[int(e)] for e in rows.examples)
+            for t in range(len(example.input_ids) - 1) if example.loss_mask[t + 1]
+        ]
+        count = int(samples.counts[slot])
+        pairs = zip(samples.index[slot].tolist(), samples.targets[slot].tolist(), strict=True)
+        assert list(pairs)[:count] == wanted
+        assert (samples.index[slot] // (3 * 40) == slot).all()  # padding too is the slot's own
+
+
+# --- beside the TRL engine -----------------------------------------------------------------------
+
+
+def test_nf4_losses_are_as_near_as_two_trl_runs_are(
+    dense: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those differ in the order of the rows of a batch alone."""
+    from dataclasses import replace
+
+    from trials.engines import trl_trainer
+    from trials.worker import work
+
+    tiny = replace(dense, quantisation="nf4")
+    trials = [tiny.trial(k, seed=k, examples=200, batch_size=8) for k in range(3)]
+
+    def trl() -> Recorder:
+        driver = Recorder(list(trials))
+        work(tiny.assignment(), driver)
+        return driver
+
+    packed, first = run(tiny, *trials, capacity=3), trl()
+    split = trl_trainer.split
+    monkeypatch.setattr(trl_trainer, "split", lambda rows, limit: (
+        group[::-1] for group in split(rows, limit)))
+    second = trl()
+    noise, distance = (max(distances(first, other)) for other in (second, packed))
+    print(f"NF4, largest relative difference of a loss: {distance:.1e}, TRL's own {noise:.1e}")
+    assert distance <= 2 * noise
+
+
+def distances(one: Recorder, other: Recorder) -> list[float]:
+    """The largest relative difference of a loss, for each trial."""
+    return [max(abs(a - b) / a for a, b in zip(one.losses(k), other.losses(k), strict=True))
+            for k in range(len(one.results))]

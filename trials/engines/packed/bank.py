@@ -1,0 +1,143 @@
+"""The bank: the adapters of all slots with their gradients and moments, one flat row per slot.
+
+A row is the A `[r, d_in]` and B `[d_out, r]` of every module, end to end; `r` is the bank's width.
+A smaller rank fills the first rows of A and columns of B, and a module that the trial does not
+target is 0: AdamW with weight decay keeps such entries exactly 0, so nothing needs a mask. What
+works on whole adapters (clipping, optimizers, emptying) works on rows and knows no modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)  # widths; wider ones are multiples of the last
+Shapes = Mapping[str, tuple[int, int]]  # module path -> d_in, d_out
+Factors = Mapping[str, tuple[Tensor, Tensor]]  # module path -> A [r, d_in], B [d_out, r]
+
+
+@dataclass(frozen=True)
+class Views:
+    """A flat `[n, P]` tensor as modules see it: `a[m]` `[n, r, d_in]`, `b[m]` `[n, d_out, r]`."""
+
+    a: tuple[Tensor, ...]
+    b: tuple[Tensor, ...]
+
+    @property
+    def slots(self) -> int:
+        """How many adapters there are."""
+        return self.a[0].shape[0]
+
+
+class Bank:
+    """Rows of parameters, gradients and two moments for `slots` adapters of rank up to `r`."""
+
+    def __init__(
+        self, shapes: Shapes, *, slots: int, r: int, device: torch.device,
+        compute: torch.dtype = torch.float32, dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.shapes, self.slots, self.r = dict(shapes), slots, width(r)
+        self.numel = sum(self.r * (d_in + d_out) for d_in, d_out in shapes.values())
+        self.parameters, self.gradients, self.first, self.second = (
+            torch.zeros(slots, self.numel, dtype=dtype, device=device) for _ in range(4)
+        )
+        # What the layers multiply with: the parameters themselves, or their rounded copy.
+        same = compute == dtype
+        self.compute = self.parameters if same else self.parameters.to(compute)
+        self._prefixes: dict[int, tuple[Views, Views]] = {}
+
+    @property
+    def rows(self) -> tuple[Tensor, ...]:
+        """All that belongs to a slot, each `[slots, P]`."""
+        return self.parameters, self.gradients, self.first, self.second
+
+    def prefix(self, n: int) -> tuple[Views, Views]:
+        """The weights and gradients of the first `n` slots, in place."""
+        if n not in self._prefixes:
+            self._prefixes[n] = self._views(self.compute[:n]), self._views(self.gradients[:n])
+        return self._prefixes[n]
+
+    def gathered(self, slots: Sequence[int]) -> Views:
+        """A copy of the weights of any slots."""
+        index = torch.tensor(slots, device=self.compute.device)
+        return self._views(self.compute.index_select(0, index))
+
+    def round(self, n: int) -> None:
+        """Makes the first `n` rows' new parameters visible to the layers."""
+        if self.compute is not self.parameters:
+            self.compute[:n].copy_(self.parameters[:n])
+
+    def place(self, slot: int, factors: Factors) -> None:
+        """Starts a slot from an adapter, with no gradient and no moments."""
+        self.empty(slot)
+        row = self._views(self.parameters[slot : slot + 1])
+        for a, b, name in zip(row.a, row.b, self.shapes, strict=True):
+            if name in factors:
+                given_a, given_b = factors[name]
+                a[0, : given_a.shape[0]].copy_(given_a)
+                b[0, :, : given_b.shape[1]].copy_(given_b)
+        self._round_row(slot)
+
+    def factors(self, slot: int, r: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """A slot's adapter of rank `r`: views of the bank."""
+        row = self._views(self.parameters[slot : slot + 1])
+        return {name: (a[0, :r], b[0, :, :r])
+                for name, a, b in zip(self.shapes, row.a, row.b, strict=True)}
+
+    def empty(self, slot: int) -> None:
+        """Zeroes a slot's rows: what was not finite is gone too."""
+        for tensor in self.rows:
+            tensor[slot].zero_()
+        self._round_row(slot)
+
+    def move(self, source: int, target: int) -> None:
+        """Puts a slot's rows in the place of another one's."""
+        for tensor in self.rows:
+            tensor[target].copy_(tensor[source])
+        self._round_row(target)
+        self.empty(source)
+
+    def saved(self, slot: int) -> dict[str, Tensor]:
+        """A slot's state on the host, as a checkpoint keeps it; `restore` takes it back."""
+        names = ("parameters", "gradients", "first", "second")
+        return {name: rows[slot].to("cpu", copy=True)
+                for name, rows in zip(names, self.rows, strict=True)}
+
+    def restore(self, slot: int, state: Mapping[str, Tensor]) -> None:
+        """Takes back what `saved` gave, bit for bit."""
+        for name, row in state.items():
+            getattr(self, name)[slot].copy_(row)
+        self._round_row(slot)
+
+    def widened(self, r: int) -> Bank:
+        """A bank for ranks up to `r` with the same adapters in the same slots."""
+        wider = Bank(self.shapes, slots=self.slots, r=r, device=self.parameters.device,
+                     compute=self.compute.dtype, dtype=self.parameters.dtype)
+        for old, new in zip(self.rows, wider.rows, strict=True):
+            narrow, wide = self._views(old), wider._views(new)
+            for k in range(len(self.shapes)):
+                wide.a[k][:, : self.r].copy_(narrow.a[k])
+                wide.b[k][:, :, : self.r].copy_(narrow.b[k])
+        wider.round(self.slots)
+        return wider
+
+    def _round_row(self, slot: int) -> None:
+        if self.compute is not self.parameters:
+            self.compute[slot].copy_(self.parameters[slot])
+
+    def _views(self, flat: Tensor) -> Views:
+        a, b, start = [], [], 0
+        for d_in, d_out in self.shapes.values():
+            middle, end = start + self.r * d_in, start + self.r * (d_in + d_out)
+            a.append(flat[:, start:middle].view(-1, self.r, d_in))
+            b.append(flat[:, middle:end].view(-1, d_out, self.r))
+            start = end
+        return Views(tuple(a), tuple(b))
+
+
+def width(r: int) -> int:
+    """The bank's width for ranks up to `r`: few widths, so that few shapes are ever computed."""
+    return next((rank for rank in RANKS if rank >= r), -(-r // RANKS[-1]) * RANKS[-1])

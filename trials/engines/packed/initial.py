@@ -1,0 +1,75 @@
+"""Adapters as PEFT makes and writes them, on a copy of the base that holds no weights.
+
+A trial's first A must be the one that the TRL engine would draw, and its last adapter a folder
+that PEFT loads: both are done by PEFT itself, on a skeleton with the base's modules and shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trials.adapters import NAME, PREFIX, Adapter, export, fresh_adapter
+from trials.contract import LoraConfig
+from trials.engines.packed.bank import Factors
+
+Origin = tuple[str, str | None]  # a folder or hub name, and its revision
+
+
+class Skeleton:
+    """A base's modules without their numbers."""
+
+    def __init__(self, base: PreTrainedModel) -> None:
+        with torch.device("meta"):
+            self._model = type(base)(base.config)
+        real = dict(base.named_parameters(remove_duplicate=False))
+        for name, module in self._model.named_modules():
+            for key, parameter in module.named_parameters(recurse=False):
+                dtype = real[f"{name}.{key}".lstrip(".")].dtype
+                setattr(module, key, _nothing(parameter.shape, dtype))
+
+    def initial(self, lora: LoraConfig, targets: Sequence[str], seed: int) -> Factors:
+        """The adapter that a trial starts from, on the CPU."""
+        with self._adapter(lora, targets, seed) as adapter:
+            return {name: (a.detach().clone(), b.detach().clone())
+                    for name, (a, b) in _factors(adapter).items()}
+
+    def export(
+        self, factors: Factors, lora: LoraConfig, targets: Sequence[str], folder: Path,
+        origin: Origin,
+    ) -> Path:
+        """Writes an adapter in PEFT format and returns `folder`."""
+        with self._adapter(lora, targets, seed=0) as adapter, torch.no_grad():
+            for name, pair in _factors(adapter).items():
+                for parameter, value in zip(pair, factors[name], strict=True):
+                    parameter.copy_(value)
+            return export(adapter, folder, base=origin[0], revision=origin[1])
+
+    def _adapter(
+        self, lora: LoraConfig, targets: Sequence[str], seed: int
+    ) -> AbstractContextManager[Adapter]:
+        return fresh_adapter(self._model, lora, targets, seed)
+
+
+def targeted(paths: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
+    """The paths that PEFT would adapt for these names: it matches them as suffixes."""
+    return tuple(path for path in paths
+                 if any(path == name or path.endswith(f".{name}") for name in targets))
+
+
+def _factors(adapter: Adapter) -> Mapping[str, tuple[Tensor, Tensor]]:
+    layers = {name.removeprefix(PREFIX): module for name, module in adapter.model.named_modules()
+              if hasattr(module, "lora_A")}
+    return {name: (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)
+            for name, layer in layers.items()}
+
+
+def _nothing(shape: torch.Size, dtype: torch.dtype) -> nn.Parameter:
+    # One number seen from everywhere. Not on the meta device: PEFT would put its A there too. Of
+    # the base's dtype, since PEFT rounds an A to it where that is a floating one.
+    return nn.Parameter(torch.zeros((), dtype=dtype).expand(shape), requires_grad=False)

@@ -1,0 +1,63 @@
+"""What is on its way between host and device, so that neither waits for the other."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on `device`, on its way."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+class Later:
+    """A copy of a tensor on its way to the host; only reading it waits."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: Any = None
+        self._host = tensor
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = _mark()
+
+    def numbers(self) -> list[Any]:
+        """The tensor as a list."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.tolist()
+
+
+class Span:
+    """The time that a piece of the device's work takes, from making this to `end`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._start = self._now()
+
+    def end(self) -> None:
+        """Marks the end of the work."""
+        self._end = self._now()
+
+    @property
+    def seconds(self) -> float:
+        """Waits for the device."""
+        if self._cuda:
+            self._end.synchronize()
+            return float(self._start.elapsed_time(self._end)) / 1000
+        return float(self._end - self._start)
+
+    def _now(self) -> Any:
+        return _mark() if self._cuda else time.perf_counter()
+
+
+def _mark() -> Any:
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event

@@ -1,0 +1,122 @@
+"""The slots of a pack: seating a trial, freeing its slot, keeping the occupied ones together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from trials.base import resolve_targets
+from trials.contract import Driver, InputError, Sample, TrialConfig
+from trials.data import order
+from trials.engines.packed.bank import Bank, Shapes
+from trials.engines.packed.clock import Clock
+from trials.engines.packed.initial import Skeleton, targeted
+from trials.engines.packed.layers import Flight, Pack
+from trials.engines.packed.optim import check_supported
+from trials.engines.packed.seat import PackedCourse, Seat
+from trials.engines.trl import TrlEngine, origin_of
+
+
+class Slots:
+    """Seats by slot, with the rows of the bank that belong to them."""
+
+    def __init__(self, shared: TrlEngine, clock: Clock, pack: Pack, skeleton: Skeleton) -> None:
+        self.shared, self.clock, self.pack, self._skeleton = shared, clock, pack, skeleton
+        self._seats: list[Seat | None] = [None] * clock.bank.slots
+
+    @property
+    def bank(self) -> Bank:
+        """The bank, which a wider trial may have replaced."""
+        return self.clock.bank
+
+    @property
+    def seats(self) -> list[Seat]:
+        """Who is seated, by slot."""
+        return [seat for seat in self._seats if seat is not None]
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no free slot."""
+        return None not in self._seats
+
+    def sit(self, trial: TrialConfig, driver: Driver) -> None:
+        """Seats a trial in the lowest free slot.
+
+        Raises InputError, naming engine=trl, for what a pack cannot do.
+        """
+        check_supported(trial.train.optimizer)
+        names = resolve_targets(self.shared.base.facts, trial.lora.target_modules)
+        seat = self._seat(trial)
+        seat.targets = self._targets(names)
+        seat.course = PackedCourse(
+            seat, driver, self.shared.assignment.worker, self.shared.base.device
+        )
+        seat.course.trainable_parameters = _numbers(seat, self.bank.shapes)
+        if trial.lora.r > self.bank.r:
+            self.clock.bank = self.bank.widened(trial.lora.r)
+        self.bank.place(seat.slot, self._skeleton.initial(trial.lora, names, trial.seed))
+        self.clock.seat(seat)
+        self._seats[seat.slot] = seat
+
+    def leave(self, seat: Seat) -> None:
+        """Frees a seat's slot."""
+        self.bank.empty(seat.slot)
+        self._seats[seat.slot] = None
+
+    def close_up(self) -> None:
+        """Moves the last ones into free slots before them: a clock computes up to the last."""
+        while self.seats and self.seats[-1].slot > (free := self._seats.index(None)):
+            last = self.seats[-1]
+            self.bank.move(last.slot, free)
+            self.clock.move(last.slot, free)
+            self._seats[last.slot], self._seats[free], last.slot = None, last, free
+
+    def scales(self, seats: Sequence[Seat]) -> torch.Tensor:
+        """`[n, 1, 1]` for a forward without dropout."""
+        given = [seat.scale for seat in seats]
+        scales = torch.tensor(given, dtype=self.bank.parameters.dtype)
+        return scales[:, None, None].to(self.shared.base.device)
+
+    def keep(self, seat: Seat) -> None:
+        """Leaves of a complete trial what the assignment asks for: samples, an adapter."""
+        assignment, course = self.shared.assignment, seat.course
+        if assignment.samples:
+            course.samples = self._samples(seat)
+        if assignment.adapters_dir is not None:
+            folder = Path(assignment.adapters_dir) / str(seat.trial.number)
+            course.adapter = str(self.export(seat, folder))
+
+    def export(self, seat: Seat, folder: Path) -> Path:
+        """Writes a seat's adapter as an ordinary PEFT folder."""
+        lora = seat.trial.lora
+        names = resolve_targets(self.shared.base.facts, lora.target_modules)
+        factors = self.bank.factors(seat.slot, lora.r)
+        return self._skeleton.export(factors, lora, names, folder, origin_of(self.shared.base))
+
+    def _samples(self, seat: Seat) -> tuple[Sample, ...]:
+        flight = Flight(weights=self.bank.gathered([seat.slot]), scale=self.scales([seat]))
+        with self.pack.flying(flight):
+            return self.shared.samples()
+
+    def _seat(self, trial: TrialConfig) -> Seat:
+        corpus = self.clock.corpus
+        indices = order(trial.seed, len(corpus.lengths), 0, trial.budget.examples)
+        steps = self.shared.steps(trial)
+        return Seat(trial, self._seats.index(None), steps, np.array(indices), corpus)
+
+    def _targets(self, names: Sequence[str]) -> tuple[str, ...]:
+        every = self.shared.base.model.named_modules()
+        wanted = targeted([path for path, _ in every], names)
+        if missing := [path for path in wanted if path not in self.bank.shapes]:
+            raise InputError(
+                f"lora.target_modules: {missing[0]} is not among the study's target modules, so "
+                "the pack has no room for it. Type engine=trl, or start a new study."
+            )
+        return wanted
+
+
+def _numbers(seat: Seat, shapes: Shapes) -> int:
+    return sum(seat.trial.lora.r * sum(shapes[name]) for name in seat.targets)
