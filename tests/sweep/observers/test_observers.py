@@ -70,15 +70,17 @@ def test_nothing_is_written_before_the_study_is_open(observer: Observer, tmp_pat
 def test_a_retried_and_a_continued_trial_are_understood(
     observer: Observer, tmp_path: Path
 ) -> None:
-    config = _config(tmp_path)
+    config, notes = _config(tmp_path), list[str]()
+    shown = Observers([observer], note=notes.append)  # it would note a failure
     past = [record for record in staged.play(Files(), config, trials=1)]
-    observer.opened(staged.opened(config, past))
+    shown.opened(staged.opened(config, past))
     again = staged.trial(config, 0, attempt=1)
-    observer.started(again, staged.params(0), "w1")
+    shown.started(again, staged.params(0), "w1")
     last = staged.report(0, 4, 1.1, attempt=1)
-    observer.reported(last, staged.CONTINUE)
-    observer.finished(again, staged.result(last, 0, staged.Outcome.COMPLETE))
-    observer.closed(Closed(complete=True, reason="done", records=past))
+    shown.reported(last, staged.CONTINUE)
+    shown.finished(again, staged.result(last, 0, staged.Outcome.COMPLETE))
+    shown.closed(Closed(complete=True, reason="done", records=past))
+    assert notes == []
 
 
 class Broken:
