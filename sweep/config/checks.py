@@ -163,7 +163,9 @@ def _local(name: str, value: str) -> str:
     if not typed_as_path or "://" in value:
         return value  # a name of the hub
     folder = path.absolute().parent
-    there = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise InputError(f"{name}={value}: there is no folder {folder}. Type {name}=<a file>.")
+    there = sorted(entry.name for entry in folder.iterdir())
     near = unknown("file", path.name, there[:20]) if there else f"{folder} has no files."
     raise InputError(f"{name}={value}: there is no such file or folder. In {folder}: {near}")
 

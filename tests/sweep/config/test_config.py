@@ -332,3 +332,9 @@ def test_whatever_is_typed_gives_a_sweep_or_a_message(key: str, value: str, sear
     else:
         assert config.space.dimensions
     assert os.listdir() == []
+
+
+def test_a_file_in_a_missing_folder_names_the_folder(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    with pytest.raises(InputError, match=f"there is no folder {missing}"):
+        compose(["+search=lora_rank", "data=local", f"data.path={missing / 'x.jsonl'}"])
