@@ -1,25 +1,24 @@
-"""The sweep's one decision maker: what a worker may ask of it, and all that touches the study.
+"""The sweep's one decision maker: what a worker may ask of it, and when a run is over.
 
-A plain object that does no I/O to workers; only its process writes the database. `tell` is the
-commit of a trial: what comes before it (our tables, then attributes) may be repeated, so a driver
-that dies at any moment leaves a study that the next one continues.
+A plain object that does no I/O to workers; only its process writes the database. What becomes of a
+trial is written down in `sweep.lives`; what is remembered of it is in `sweep.study.ledger`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
 from collections.abc import Callable
 
+from sweep.budget import open_account
 from sweep.config import SweepConfig
 from sweep.config.checks import check_batches
 from sweep.connection import Connection
 from sweep.ending import BUDGET, COMPLETE, FAILED, Ending
+from sweep.lives import Lives
 from sweep.observers import Closed, Observer, Opened
-from sweep.study import OpenStudy, identity, open_study
+from sweep.study import identity, open_study
+from sweep.study.guard import WAIT_S, Guard, StudyLost
 from sweep.study.ledger import Ledger, Live
-from sweep.study.proposals import Proposals
 from trials.contract import (
     CONTINUE,
     Driver,
@@ -32,7 +31,8 @@ from trials.contract import (
     Verdict,
 )
 
-MOST_DEATHS = 2  # of workers under one trial, before it is failed
+LAST_WAIT_S = 10.0  # for a locked database, once the run is to end
+GIVEN_AWAY = Verdict(stop=True, reason="the trial was given away", outcome=Outcome.STOPPED)
 
 
 class SweepDriver:
@@ -50,79 +50,22 @@ class SweepDriver:
     ) -> None:
         self.config = config
         self.ending: Ending | None = None
-        self._observer = observer
+        self.at_once = False  # nobody wants to wait any more
+        self.devices = 1  # held by the run; its executor knows
         self.note: Callable[[str], None] = getattr(observer, "note", print)
+        self._lost = False
+        self._observer = observer
         self._clock = clock
-        self._opened_at = clock()
+        self._began = clock()
         self._setup: Setup | None = None
-        self._open: OpenStudy | None = None
+        self._begun: Lives | None = None  # while there is a study
         self._ledger = Ledger()
 
-    # --- the executor's side -----------------------------------------------------------------
+    # --- a worker's side ---------------------------------------------------------------------
 
     def connect(self, worker: str) -> Driver:
         """The driver as this worker sees it."""
         return Connection(self, worker)
-
-    @property
-    def is_open(self) -> bool:
-        """Whether there is a study, because a worker has prepared."""
-        return self._open is not None
-
-    def holds_trials(self, worker: str) -> bool:
-        """Whether a worker owes results."""
-        return bool(self._ledger.held_by(worker))
-
-    def stop(self, code: int, reason: str) -> None:
-        """No new trials, and running ones stop at their next report. The first reason counts."""
-        self.ending = self.ending or Ending(code=code, reason=reason)
-
-    def lost(self, worker: str, reason: str) -> None:
-        """A worker is gone: its trials go to others; one that took two workers down has failed."""
-        for live in self._ledger.held_by(worker):
-            live.deaths += 1
-            live.died_at = max(live.curve.losses, default=0)
-            if live.stopped and live.stopped.outcome is not Outcome.STOPPED:
-                self._end(live, live.cut_short(live.stopped.outcome, live.stopped.reason))
-            elif live.deaths >= MOST_DEATHS and not self.ending:
-                again = f"took its worker down {live.deaths} times; the last time: {reason}"
-                self._end(live, live.cut_short(Outcome.FAILED, again))
-            else:
-                live.worker = None
-                self._next_attempt(live)
-                then = "stays to be continued" if self.ending else "starts again"
-                self.note(f"{worker} ended ({reason}); trial {live.config.number} {then}")
-
-    def beat(self) -> None:
-        """Gives the lock a sign of life and notes the time used; cheap, call it often."""
-        if self._open and self._open.lock.beat():
-            self._open.store.spent(self._open.uuid, self.seconds)
-        self._check_wall_clock()
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds that the study has used over all runs."""
-        earlier = self._open.seconds if self._open else 0.0
-        return earlier + self._clock() - self._opened_at
-
-    def close(self) -> Ending:
-        """Ends this run: notes the time, shows the result, lets the next driver in."""
-        ending = self._final()
-        records = []
-        if self._open:
-            self._open.store.spent(self._open.uuid, self.seconds)
-            self._open.store.leave(self._open.uuid, ending.reason)
-            records = self._open.store.trials(self._open.uuid)
-        try:
-            done = ending.code == COMPLETE
-            self._observer.closed(Closed(complete=done, reason=ending.reason, records=records))
-        finally:
-            if self._open:
-                self._open.close()
-                self._open = None
-        return ending
-
-    # --- a worker's side ---------------------------------------------------------------------
 
     def progress(self, worker: str, what: str, done: int, total: int) -> None:
         """See `trials.contract.Driver`, here and below."""
@@ -136,24 +79,15 @@ class SweepDriver:
             identity.refuse_other_setup(self._setup, setup)
             return
         check_batches(self.config, setup.data_facts.train_examples)
-        self._open = open_study(self.config, setup)
+        self._begun = lives = self._begin(setup)
         self._setup = setup
-        self._opened_at = self._clock()
-        self._proposals = Proposals(self.config, setup, self._open, self._ledger)
-        uncommitted = self._proposals.restore()
-        self._observer.opened(
-            Opened(
-                config=self.config,
-                study_uuid=self._open.uuid,
-                setup=setup,
-                first_rung=self._open.pruner.first_rung,
-                past=self._open.store.trials(self._open.uuid),
-            )
-        )
+        uncommitted = lives.restore()
+        self._show_opened(lives, setup)
         for live, result in uncommitted:
             self._observer.started(live.config, live.params, result.worker)
-            self._commit(live, result)
-        self._settle_restored()
+            lives.commit(live, result)
+            self._heed_failures(result)
+        lives.settle_restored()
 
     def next_trial(self, worker: str) -> TrialConfig | Turn:
         """A trial to continue, else a new one; WAIT while one may yet come back."""
@@ -163,26 +97,35 @@ class SweepDriver:
             return Turn.DONE
         if any(live.suspect for live in ledger.held_by(worker)):
             return Turn.WAIT
-        live = ledger.waiting_for(worker) or self._propose()
+        live = ledger.waiting_for(worker) or self._lives.propose()
         if live is None:
             return Turn.WAIT if ledger.pending and not self.ending else Turn.DONE
         live.worker = worker
-        self._show_start(live, worker)
+        self._lives.start(live, worker)
         return live.config
+
+    def alive(self, worker: str, number: int, attempt: int) -> Verdict:
+        """Between two ticks a trial is stopped by the user and by budgets only."""
+        self.beat()
+        live = self._held(worker, number, attempt)
+        if live is None:
+            return GIVEN_AWAY
+        live.stopped = live.stopped or self._over(number)
+        return live.stopped or CONTINUE
 
     def report(self, worker: str, report: Report) -> Verdict:
         """Stores a tick that is new, and judges it."""
         self.beat()
         live = self._held(worker, report.trial, report.attempt)
         if live is None:
-            return Verdict(stop=True, reason="the trial was given away", outcome=Outcome.STOPPED)
+            return GIVEN_AWAY
         if live.stopped:
             return live.stopped
         new = report.tick not in live.curve.losses
         if new:
-            self._keep(live, report)
+            self._lives.keep(live, report)
         verdict = self._judge(live, report)
-        live.stopped = verdict if verdict.stop else None
+        live.answered(report, verdict)
         if new:
             self._observer.reported(report, verdict)
         return verdict
@@ -194,107 +137,164 @@ class SweepDriver:
         if live is not None:
             self._end(live, live.honest(result))
 
+    # --- the executor's side -----------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a study, because a worker has prepared."""
+        return self._begun is not None
+
+    def holds_trials(self, worker: str) -> bool:
+        """Whether a worker owes results."""
+        return bool(self._ledger.held_by(worker))
+
+    def lost(self, worker: str, reason: str, *, memory: bool = False) -> None:
+        """A worker is gone: its trials go to others; one that took two workers down has failed.
+
+        Where several were in the worker, each is tried alone next, so none fails for another.
+        """
+        for live in self._ledger.held_by(worker):
+            if end := live.died(reason, memory=memory, blamed=not self.ending):
+                self._end(live, end)
+                continue
+            live.again(smaller=memory)
+            then = "stays to be continued" if self.ending else "is handed out again"
+            less = f" with train.micro_batch_size={live.rows}" if memory else ""
+            self.note(f"{worker} ended ({reason}); trial {live.config.number} {then}{less}")
+
+    def gave_up(self, worker: str, why: str) -> None:
+        """No other takes its place."""
+        self.note(why)
+
+    def beat(self) -> None:
+        """Gives the lock a sign of life and counts what is used; cheap, call it often."""
+        if self._begun is None:
+            return
+        study, account = self._begun.study, self._begun.account
+        at_work = [number for number, live in self._ledger.live.items() if live.worker]
+        account.count(self._clock() - self._began, at_work)
+        if study.lock.beat():
+            study.guard.call(account.write)
+        if over := account.reached():
+            self.stop(BUDGET, over.reason, over.more)
+
+    def stop(self, code: int, reason: str, more: str | None = None) -> None:
+        """No new trials, and running ones stop at their next step. The first reason counts."""
+        self.ending = self.ending or Ending(code=code, reason=reason, more=more)
+
+    def lose(self, error: StudyLost) -> None:
+        """The study cannot be written to any more, which ends the run; said once."""
+        if self.ending and not self._lost:
+            self.note(str(error))
+        self._lost = True
+        self.stop(FAILED, str(error))
+
+    def close(self) -> Ending:
+        """Ends this run: notes the time, shows the result, lets the next driver in."""
+        self._if_not_lost(self.beat)
+        ending = self._final()
+        self._if_not_lost(self._leave, ending.reason)
+        lives = self._begun
+        try:
+            self._observer.closed(
+                Closed(
+                    complete=ending.code == COMPLETE,
+                    reason=ending.reason,
+                    more=ending.more,
+                    records=lives.study.known() if lives else [],
+                    used=lives.account.used if lives else None,
+                )
+            )
+        finally:
+            if lives:
+                lives.study.close()
+                self._begun = None
+        return ending
+
     # --- within --------------------------------------------------------------------------------
 
-    def _propose(self) -> Live | None:
-        """A new trial; copies of finished ones are settled on the way."""
-        while live := self._proposals.next():
-            original = self._ledger.tried.get(live.key)
-            if original is None:
-                return live
-            self._copy(live, original)
-        return None
+    @property
+    def _lives(self) -> Lives:
+        assert self._begun
+        return self._begun
 
-    def _show_start(self, live: Live, worker: str) -> None:
-        assert self._open and self._setup
-        self._open.store.start(self._open.uuid, live.config, live.params, worker, self._setup)
-        self._observer.started(live.config, live.params, worker)
+    def _begin(self, setup: Setup) -> Lives:
+        config = self.config
+        study = open_study(config, setup, Guard(config.storage, self.note, self._patience))
+        account = open_account(config.limits, study.store, study.uuid, study.seconds, self.devices)
+        account.count(self._clock() - self._began, ())
+        return Lives(config, setup, study, account, self._ledger, self._observer)
+
+    def _show_opened(self, lives: Lives, setup: Setup) -> None:
+        study = lives.study
+        self._observer.opened(
+            Opened(
+                config=self.config,
+                study_uuid=study.uuid,
+                setup=setup,
+                first_rung=study.pruner.first_rung,
+                past=study.store.trials(study.uuid),
+                used=lives.account.used,
+                devices=self.devices,
+            )
+        )
 
     def _held(self, worker: str, number: int, attempt: int) -> Live | None:
         live = self._ledger.live.get(number)
         mine = live is not None and live.worker == worker and live.config.attempt == attempt
         return live if mine else None
 
-    def _keep(self, live: Live, report: Report) -> None:
-        assert self._open
-        finite = math.isfinite(report.eval_loss)
-        self._open.store.tick(self._open.uuid, report, first_rung=self._open.pruner.first_rung)
-        if finite:
-            self._proposals.study.report(report.trial, report.tick, report.eval_loss)
-        live.curve.losses[report.tick] = report.eval_loss if finite else math.inf
-        live.last = report
-        if report.tick > live.died_at:
-            live.deaths = 0
-
     def _judge(self, live: Live, report: Report) -> Verdict:
-        assert self._open
+        """At its last tick a trial is complete, whatever else would stop it."""
         others = self._ledger.others(report.trial)
-        verdict = live.judge(report, self._open.pruner, others)
-        if self.ending and not verdict.stop and report.tick < live.config.budget.ticks:
+        verdict = live.judge(report, self._lives.study.pruner, others)
+        if verdict.stop or report.tick == live.config.budget.ticks:
+            return verdict
+        return self._over(report.trial) or verdict
+
+    def _over(self, number: int) -> Verdict | None:
+        """Why a trial may not go on, however well it does; null if it may."""
+        if reason := self._lives.account.reached_by(number):
+            return Verdict(stop=True, reason=reason)
+        if self.ending:
             return Verdict(stop=True, reason=self.ending.reason, outcome=Outcome.STOPPED)
-        return verdict
+        return None
 
     def _end(self, live: Live, result: TrialResult) -> None:
-        """Our tables, then attributes, then tell; then everyone may know."""
-        assert self._open
-        first = live.curve.losses.get(self._open.pruner.first_rung)
-        self._open.store.finish(self._open.uuid, result, first_rung_loss=first)
-        if result.outcome is not Outcome.STOPPED:
-            self._commit(live, result)
-            return
-        self._observer.finished(live.config, result)
+        self._lives.end(live, result)
+        self._heed_failures(result)
+        if result.outcome is Outcome.STOPPED and not self.ending:
+            live.again()
         live.worker = None
-        if not self.ending:
-            self._next_attempt(live)
 
-    def _commit(self, live: Live, result: TrialResult) -> None:
-        self._proposals.commit(live, result)
-        self._observer.finished(live.config, result)
-        self._settle_twins(live)
+    def _heed_failures(self, result: TrialResult) -> None:
         if self._ledger.failures_in_row >= self.config.limits.max_failures:
             count = f"{self._ledger.failures_in_row} trials failed in a row"
             self.stop(FAILED, f"{count}; the last one: {result.reason}")
 
-    def _next_attempt(self, live: Live) -> None:
-        live.config = dataclasses.replace(live.config, attempt=live.config.attempt + 1)
-        live.stopped = None
+    def _leave(self, reason: str) -> None:
+        """Writes down how the run ended."""
+        if self._begun:
+            study, account = self._begun.study, self._begun.account
+            study.guard.call(account.write)
+            study.store.leave(study.uuid, reason)
 
-    def _settle_restored(self) -> None:
-        """Of trials with one configuration, as an earlier run left them, only one is trained."""
-        seen: dict[str, Live] = {}
-        for live in list(self._ledger.live.values()):
-            if (original := self._ledger.tried.get(live.key)) is not None:
-                self._copy(live, original)
-            elif seen.setdefault(live.key, live) is not live:
-                self._ledger.twins[live.config.number] = self._ledger.live.pop(live.config.number)
+    def _if_not_lost(self, step: Callable[..., None], *args: str) -> None:
+        try:
+            if not self._lost:
+                step(*args)
+        except StudyLost as error:
+            self.lose(error)
 
-    def _settle_twins(self, live: Live) -> None:
-        """Trials like the one that ended get its result, or its place if it failed."""
-        original = self._ledger.tried.get(live.key)
-        for twin in self._ledger.take_twins(live.key):
-            if original is not None:
-                self._copy(twin, original)
-            else:
-                self._ledger.live[twin.config.number] = twin
-
-    def _copy(self, live: Live, original: int) -> None:
-        """Gives a trial the result of an equal one, at no device time."""
-        reports, result = self._proposals.copied(live, original)
-        live.curve.competes = False
-        self._ledger.live[live.config.number] = live
-        self._show_start(live, result.worker)
-        for report in reports:
-            self._keep(live, report)
-            self._observer.reported(report, CONTINUE)
-        self._end(live, result)
-
-    def _check_wall_clock(self) -> None:
-        hours = self.config.limits.wall_clock_hours
-        if hours is not None and self._open and self.seconds >= hours * 3600:
-            self.stop(BUDGET, f"the wall-clock budget of {hours:g} h is used up")
+    def _patience(self) -> float:
+        """How many seconds a database is waited for."""
+        if self.at_once:
+            return 0.0
+        return LAST_WAIT_S if self.ending else WAIT_S
 
     def _final(self) -> Ending:
-        if self._open and not self._ledger.pending and (self._proposals.done or not self.ending):
-            return Ending(code=COMPLETE, reason=self._proposals.all_done)
+        ended = self._begun and not self._lost and not self._ledger.pending
+        if ended and (self._lives.proposals.done or not self.ending):
+            return Ending(code=COMPLETE, reason=self._lives.proposals.all_done)
         left = Ending(code=FAILED, reason="the workers left before the sweep was done")
         return self.ending or left

@@ -13,7 +13,8 @@ INTERRUPTED = 130  # as shells say it
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ending:
-    """An exit code and its reason."""
+    """An exit code and its reason; `more` is what to type besides, to go on."""
 
     code: int
     reason: str
+    more: str | None = None  # n_trials=24

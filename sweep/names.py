@@ -19,6 +19,12 @@ _SYNONYMS: Mapping[str, str] = {  # what other tools call the same thing
     "warmup_ratio": "train.warmup",
     "optim": "train.optimizer",
     "num_train_epochs": "budget.epochs",
+    "wall_clock_hours": "budget.max_hours",
+    "timeout": "budget.max_hours",
+    "max_time": "budget.max_hours",
+    "max_cost": "budget.max_money",
+    "gpu_hours": "budget.max_device_hours",
+    "max_gpu_hours": "budget.max_device_hours",
     "gpu": "cuda",
 }
 ADDED = ("search", "recipe")  # groups that are not among the defaults: typed with a plus

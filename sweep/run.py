@@ -7,14 +7,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sweep.budget import reached
 from sweep.config import Limits, SweepConfig
 from sweep.driver import SweepDriver
 from sweep.ending import BUDGET, COMPLETE, FAILED, INTERRUPTED, Ending
 from sweep.executors import AtOnce, Executor, WorkerError, executor
 from sweep.observers import Closed, Observer, Opened, build_observers
 from sweep.secrets import masked
+from sweep.store.runs import Used, used_by
 from sweep.study import Standing, look
+from sweep.study.guard import StudyLost
 from sweep.study.identity import refuse_other_inputs
+from sweep.tracking.wandb.reference import with_data
 
 
 def run_sweep(config: SweepConfig, observer: Observer | None = None) -> int:
@@ -22,10 +26,15 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> int:
 
     Raises `InputError` where the user must change something, and then nothing is left behind.
     """
+    config = with_data(config)
     standing = look(config)
     ending = _nothing_to_do(config.limits, standing) if standing else None
     if standing and ending and standing.configured is not None:
         refuse_other_inputs(config, standing.configured, standing.setup)
+    if config.dry_run:
+        from sweep.dry_run import dry_run
+
+        return dry_run(config, standing, ending)
     observer = observer or build_observers(config)
     if standing and ending:
         _show_again(config, standing, observer, ending)
@@ -34,17 +43,16 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> int:
 
 
 def _nothing_to_do(limits: Limits, standing: Standing) -> Ending | None:
-    """Why nothing needs to be loaded: the study has all its trials, or used up its time."""
+    """Why nothing needs to be loaded: the study has all its trials, or used up a budget."""
     if standing.counted >= limits.n_trials and not standing.running:
-        more = standing.counted + max(limits.n_trials // 2, 1)
-        reason = f"the study has all its trials already; type n_trials={more} to extend it"
-        return Ending(code=COMPLETE, reason=reason)
-    hours = limits.wall_clock_hours
-    if hours is not None and standing.seconds >= hours * 3600:
-        more_hours = f"type budget.wall_clock_hours={2 * hours:g} to go on"
-        reason = f"the wall-clock budget of {hours:g} h is used up; {more_hours}"
-        return Ending(code=BUDGET, reason=reason)
-    return None
+        more = f"n_trials={standing.counted + max(limits.n_trials // 2, 1)}"
+        return Ending(code=COMPLETE, reason="the study has all its trials already", more=more)
+    over = reached(limits, _used(limits, standing))
+    return Ending(code=BUDGET, reason=over.reason, more=over.more) if over else None
+
+
+def _used(limits: Limits, standing: Standing) -> Used:
+    return used_by(standing.runs, limits.price_per_hour, standing.seconds)
 
 
 def _show_again(
@@ -61,8 +69,15 @@ def _show_again(
                 past=standing.records,
             )
         )
-    complete = ending.code == COMPLETE
-    observer.closed(Closed(complete=complete, reason=ending.reason, records=standing.records))
+    observer.closed(
+        Closed(
+            complete=ending.code == COMPLETE,
+            reason=ending.reason,
+            more=ending.more,
+            records=standing.records,
+            used=_used(config.limits, standing),
+        )
+    )
 
 
 def _run(config: SweepConfig, driver: SweepDriver) -> int:
@@ -72,6 +87,8 @@ def _run(config: SweepConfig, driver: SweepDriver) -> int:
             workers.run()
     except WorkerError as error:
         driver.stop(FAILED, str(error))
+    except StudyLost as error:
+        driver.lose(error)
     except AtOnce:
         pass  # the signal has said why
     except BaseException as error:
@@ -84,7 +101,7 @@ def _run(config: SweepConfig, driver: SweepDriver) -> int:
 
 @contextmanager
 def _signals(driver: SweepDriver, workers: Executor) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) stops at the next reports, the second at once."""
+    """The first Ctrl-C (or SIGTERM) stops at the next steps, the second at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may be told
         return
@@ -102,6 +119,7 @@ def _interrupt(driver: SweepDriver, workers: Executor) -> None:
     again = driver.ending is not None
     driver.stop(INTERRUPTED, "interrupted")  # the terminal says how to go on
     if again or not driver.is_open:
+        driver.at_once = True
         workers.kill()
     else:
-        driver.note("Stopping at the next reports. Ctrl-C again: at once.")
+        driver.note("Stopping: every trial ends after its current step. Ctrl-C again: at once.")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sweep import states
 from sweep.config.leaves import LEAVES
 from trials.contract import (
     Assignment,
@@ -138,7 +139,7 @@ def overlay(
             examples=examples(chosen, setup.data_facts.train_examples),
             ticks=chosen["budget.ticks"],
         ),
-        engine=config.engine,
+        engine=setup.engine or config.engine,
     )
 
 
@@ -166,8 +167,14 @@ def assignment(
         optimizers=tuple(possible(config, "train.optimizer")),
         max_batch_size=max(possible(config, "train.batch_size")),
         packing=any(possible(config, "train.packing")),
+        max_r=max(possible(config, "lora.r")),
+        gradient_checkpointing=all(possible(config, "train.gradient_checkpointing")),
         threads=threads,
+        samples=config.samples,
+        samples_at_ticks=config.samples_at_ticks,
         adapters_dir=str(config.study_dir / "adapters") if config.keep_adapters else None,
+        states_dir=str(states.folder(config)),
+        state_every_s=config.executor.state_every_s,
     )
 
 

@@ -84,6 +84,19 @@ def ready(config: SweepConfig, observer: Any = None, **options: Any) -> tuple[Sw
     return driver, link
 
 
+def take(link: Driver) -> TrialConfig:
+    """The trial that a worker is given; there must be one."""
+    trial = link.next_trial()
+    assert isinstance(trial, TrialConfig)
+    return trial
+
+
+def tick_report(trial: TrialConfig, tick: int, loss: float) -> Report:
+    """What a worker says at a tick."""
+    return Report(trial=trial.number, attempt=trial.attempt, tick=tick, eval_loss=loss,
+                  examples=240 * tick, tokens=1, seconds=1.0)  # fmt: skip
+
+
 def run_inline(config: SweepConfig, observer: Any = None) -> SweepDriver:
     """The whole sweep with one worker in this process; the driver is closed."""
     driver = SweepDriver(config, observer or Recorder())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 HEAVY = {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate"}
+TRITON = find_spec("triton") is not None  # comes with torch for CUDA alone
 ORCHESTRA = {"optuna", "hydra", "omegaconf", "wandb", "sweep"}
 
 
@@ -50,7 +52,8 @@ def test_worker_is_light_until_it_starts() -> None:
 
 
 def test_trials_never_imports_the_orchestra() -> None:
-    assert imported_by(modules("trials")) & {"hydra", "omegaconf", "sweep"} == set()
+    names = [name for name in modules("trials") if TRITON or ".packed.cuda." not in name]
+    assert imported_by(names) & {"hydra", "omegaconf", "sweep"} == set()
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "trials").rglob("*.py")), ids=str)

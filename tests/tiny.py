@@ -131,11 +131,18 @@ class Recorder:
     answer: Callable[[Report], Verdict] = lambda report: CONTINUE
     setup: Setup | None = None
     shown: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     reports: list[Report] = field(default_factory=list)
     results: list[TrialResult] = field(default_factory=list)
 
     def progress(self, what: str, done: int, total: int) -> None:
         self.shown.append(what)
+
+    def alive(self, trial: int, attempt: int) -> Verdict:
+        return CONTINUE
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def prepared(self, setup: Setup) -> None:
         self.setup = setup

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from trials.contract import (
     CONTINUE,
@@ -35,10 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         trial = read_trial(options.trial)
+        _check_trust(trial, options)
         replay = Replay(trial)
         work(_assignment(trial, options), replay)
     except InputError as error:
-        print(error, file=sys.stderr)
+        _say(str(error), sys.stderr)
         return BAD_INPUT
     return 0 if replay.complete else 1
 
@@ -65,18 +67,26 @@ class Replay:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """See `trials.contract.Driver`."""
-        print(f"{what} {done}/{total}" if total else what, flush=True)
+        _say(f"{what} {done}/{total}" if total else what)
+
+    def alive(self, trial: int, attempt: int) -> Verdict:
+        """A replay is never stopped, here and below."""
+        return CONTINUE
+
+    def note(self, text: str) -> None:
+        """Prints it."""
+        _say(text)
 
     def prepared(self, setup: Setup) -> None:
         """Says what was loaded, and where it is not what the trial was run on."""
         device = setup.device
-        print(f"{setup.model.name} ({setup.model.quantisation}, {device.dtype}) on {device.name}")
+        _say(f"{setup.model.name} ({setup.model.quantisation}, {device.dtype}) on {device.name}")
         if self.trial.data.content_hash not in (None, setup.data.content_hash):
             raise InputError(
                 f"the data has changed: the trial saw {self.trial.data.content_hash}, and it is "
                 f"now {setup.data.content_hash}. Put the old data back."
             )
-        print(f"untouched base: loss {setup.baseline_loss:.4f}{_right(setup.baseline_accuracy)}")
+        _say(f"untouched base: loss {setup.baseline_loss:.4f}{_right(setup.baseline_accuracy)}")
 
     def next_trial(self) -> TrialConfig | Turn:
         """See `trials.contract.Driver`."""
@@ -86,11 +96,10 @@ class Replay:
         return self.trial
 
     def report(self, report: Report) -> Verdict:
-        """Prints the tick; a replay is never stopped."""
-        print(
+        """Prints the tick."""
+        _say(
             f"tick {report.tick}/{self.trial.budget.ticks}: loss {report.eval_loss:.4f}"
-            f"{_right(report.eval_accuracy)}, {report.examples} examples, {report.seconds:.1f} s",
-            flush=True,
+            f"{_right(report.eval_accuracy)}, {report.examples} examples, {report.seconds:.1f} s"
         )
         return CONTINUE
 
@@ -99,10 +108,10 @@ class Replay:
         self.complete = result.outcome is Outcome.COMPLETE
         reason = f" ({result.reason})" if result.reason else ""
         loss = "none" if result.eval_loss is None else f"{result.eval_loss:.6f}"
-        print(f"trial {result.trial} of {self.trial.study}: {result.outcome.value}{reason}")
+        _say(f"trial {result.trial} of {self.trial.study}: {result.outcome.value}{reason}")
         if result.adapter:
-            print(f"adapter: {result.adapter}")
-        print(f"final loss: {loss}")
+            _say(f"adapter: {result.adapter}")
+        _say(f"final loss: {loss}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -115,7 +124,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--adapters", type=Path, metavar="DIR",
                         help="write the adapter to DIR/<trial's number>, in PEFT format")
+    parser.add_argument("--trust-remote-code", action="store_true",
+                        help="run the code that the trial's base brings along")
     return parser
+
+
+def _check_trust(trial: TrialConfig, options: argparse.Namespace) -> None:
+    """A file that came from somewhere does not decide whose code is run here."""
+    if trial.model.trust_remote_code and not options.trust_remote_code:
+        raise InputError(
+            f"{options.trial}: its base {trial.model.name} brings code of its own. Read that code, "
+            "then type --trust-remote-code."
+        )
 
 
 def _assignment(trial: TrialConfig, options: argparse.Namespace) -> Assignment:
@@ -136,6 +156,12 @@ def _assignment(trial: TrialConfig, options: argparse.Namespace) -> Assignment:
         threads=options.threads,
         adapters_dir=None if options.adapters is None else str(options.adapters.absolute()),
     )
+
+
+def _say(text: str, stream: IO[str] | None = None) -> None:
+    """A line for a terminal, which obeys nothing that a model or a file has put into it."""
+    shown = (c if c.isprintable() or c == "\n" else f"\\x{ord(c):02x}" for c in text)
+    print("".join(shown), file=stream or sys.stdout, flush=True)
 
 
 def _right(accuracy: float | None) -> str:

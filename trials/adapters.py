@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,8 +70,8 @@ def export(adapter: Adapter, folder: Path, *, base: str, revision: str | None = 
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)  # of a killed process that had the same number
+    aside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)  # of a killed process
     aside.mkdir(parents=True)
     state = get_peft_model_state_dict(adapter.model, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}

@@ -146,9 +146,14 @@ class Assignment:
     optimizers: tuple[str, ...]  # likewise
     max_batch_size: int | None = None  # likewise; examples
     packing: bool = False  # whether any trial packs
+    max_r: int | None = None  # the largest rank that the study may use; null: unknown
+    gradient_checkpointing: bool = False  # whether every trial recomputes its activations
     threads: int | None = None  # CPU threads for this worker; null: all
     samples: int = 0  # evaluation prompts to generate for
+    samples_at_ticks: bool = False  # at each tick, not only at a trial's end
     adapters_dir: str | None = None  # where adapters are written; null: keep none
+    states_dir: str | None = None  # where interrupted trials are kept, a folder each; null: nowhere
+    state_every_s: float = 10.0  # at most so often; rewriting them more often saves little
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -222,6 +227,7 @@ class Setup:
     baseline_accuracy: float | None = None  # share of completions right to the last token
     baseline_samples: tuple[Sample, ...] = ()
     capacity: int = 1  # trials at once
+    engine: EngineConfig | None = None  # the one that trains; null: that of the assignment
 
 
 class InputError(Exception):
@@ -254,12 +260,15 @@ class Report:
     tokens: int
     seconds: float
     eval_seconds: float = 0.0  # of these, spent evaluating
+    sample_seconds: float = 0.0  # and spent generating samples
     memory_bytes: int = 0  # peak
     utilisation: float | None = None  # of the device, 0..1
     eval_accuracy: float | None = None
     worker: str = ""
     slot: int = 0
+    again: bool = False  # an earlier attempt told it and was told to go on
     history: tuple[CurvePoint, ...] = ()  # since the last tick
+    samples: tuple[Sample, ...] = ()  # if asked for at ticks
 
 
 class Outcome(enum.Enum):
@@ -275,7 +284,7 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """The answer to a report: go on, or stop, why, and what that makes of the trial."""
+    """The answer to a running trial: go on, or stop, why, and what that makes of the trial."""
 
     stop: bool = False
     reason: str | None = None
@@ -299,6 +308,7 @@ class TrialResult:
     tokens: int = 0
     seconds: float = 0.0
     eval_seconds: float = 0.0
+    sample_seconds: float = 0.0
     memory_bytes: int = 0
     trainable_parameters: int = 0
     reason: str | None = None
@@ -323,6 +333,15 @@ class Driver(Protocol):
 
         Within a trial it is a sign of life only: a worker silent for too long is taken for hung.
         """
+
+    def alive(self, trial: int, attempt: int) -> Verdict:
+        """Says between two ticks that a trial goes on; the answer decides whether it does.
+
+        Asked after an optimizer step, at most about once a second; after STOP no tick is reported.
+        """
+
+    def note(self, text: str) -> None:
+        """Says what the user should know, in a line."""
 
     def prepared(self, setup: Setup) -> None:
         """Says that the worker is ready. An `InputError` is raised instead of answered."""

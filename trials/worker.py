@@ -6,6 +6,9 @@ Imports nothing heavy until it starts, so that a driver may import this module.
 from __future__ import annotations
 
 from trials.contract import Assignment, Driver
+from trials.downloads import ARTIFACT as ARTIFACT  # this and the next two: the driver's side
+from trials.downloads import artifact_folder as artifact_folder
+from trials.downloads import artifact_parts as artifact_parts
 from trials.engines import engine_module, reads_data
 
 

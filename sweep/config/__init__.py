@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,25 @@ from sweep.config.leaves import LEAVES, OPTIONS, default, unknown_key
 from sweep.config.listing import no_search
 from sweep.config.search import settle
 from sweep.names import GROUPS, unknown
-from sweep.secrets import is_secret, masked
+from sweep.secrets import is_secret, masked, refuse_secrets
 from sweep.space import Space
 from trials.contract import DataConfig, EngineConfig, InputError, ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
-    """One variant of a group (a sampler, a pruner, a tracker) with its own options by name."""
+    """One variant of a group (a sampler, a pruner) with its own options by name."""
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrackingConfig:
+    """Who follows the sweep, and the options of all of them by name."""
+
+    names: tuple[str, ...]  # wandb, tensorboard; empty: nobody
+    options: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,15 +46,25 @@ class ExecutorConfig:
     name: str  # inline, local
     workers: int | None = None
     patience_s: float = 600.0  # a worker silent for longer is taken for hung
+    state_every_s: float = 10.0  # a trial's state is written at most so often
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What the whole study may use, over all its runs."""
+    """What the whole study, over all its runs, and each of its trials may use."""
 
     n_trials: int
-    wall_clock_hours: float | None = None
+    max_hours: float | None = None  # wall-clock
+    max_device_hours: float | None = None  # wall-clock times devices
+    max_money: float | None = None
+    price_per_hour: float | None = None  # of one device
+    max_trial_minutes: float | None = None  # at a worker
+    max_trial_device_minutes: float | None = None  # a trial's share of the devices
+    max_trial_money: float | None = None
     max_failures: int = 5  # failed trials in a row that end the sweep
+
+
+LIMITS = tuple(entry.name for entry in fields(Limits) if entry.name != "n_trials")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +77,8 @@ class SweepConfig:
     results_dir: Path  # absolute; the study's own folder is results_dir / study
     device: str  # auto, cpu, cuda, cuda:0, ...
     keep_adapters: int  # the best k stay on disk
+    samples: int  # evaluation prompts that a trial answers at its end
+    samples_at_ticks: bool  # or at each tick
     model: ModelConfig
     data: DataConfig
     engine: EngineConfig
@@ -68,8 +88,9 @@ class SweepConfig:
     sampler: Choice
     pruner: Choice
     executor: ExecutorConfig
-    tracking: Choice  # wandb, none
+    tracking: TrackingConfig
     command: str  # the command line as typed, secrets masked, to say how to go on
+    dry_run: bool  # look only: run no trial and leave nothing
     resolved: str  # the resolved configuration as YAML, secrets masked
     from_recipe: tuple[str, ...] = ()  # the groups whose values a recipe gave
 
@@ -92,12 +113,13 @@ def load(asked: Draft) -> SweepConfig:
     if not space.dimensions:
         raise InputError(no_search(asked, space))
     config = _frozen(asked, space, settled)
+    refuse_secrets({**dict(_flat(asked.tree)), **settled})
     check(config)
     return config
 
 
 def _frozen(asked: Draft, space: Space, settled: Mapping[str, Any]) -> SweepConfig:
-    chosen = {group: _choice(group, asked.tree[group]) for group in OPEN}
+    chosen = {group: _choice(group, asked.tree[group]) for group in OPEN if group != "tracking"}
     results_dir = Path(settled["results_dir"]).expanduser().absolute()
     storage = storage_url(settled["storage"])
     study = check_study(settled["study"] or _study_name(asked, space), results_dir, storage)
@@ -109,6 +131,8 @@ def _frozen(asked: Draft, space: Space, settled: Mapping[str, Any]) -> SweepConf
         results_dir=results_dir,
         device=settled["device"],
         keep_adapters=settled["keep_adapters"],
+        samples=settled["samples"],
+        samples_at_ticks=settled["samples_at_ticks"],
         model=model,
         data=data,
         engine=EngineConfig(name=chosen["engine"].name, options=dict(chosen["engine"].options)),
@@ -116,14 +140,14 @@ def _frozen(asked: Draft, space: Space, settled: Mapping[str, Any]) -> SweepConf
         space=space,
         limits=Limits(
             n_trials=settled["n_trials"],
-            wall_clock_hours=settled["budget.wall_clock_hours"],
-            max_failures=settled["budget.max_failures"],
+            **{name: settled[f"budget.{name}"] for name in LIMITS},
         ),
         sampler=chosen["sampler"],
         pruner=chosen["pruner"],
         executor=_executor(chosen["executor"]),
-        tracking=chosen["tracking"],
+        tracking=_tracking(asked.tree["tracking"]),
         command=_command(asked),
+        dry_run=settled["dry_run"],
         from_recipe=asked.from_recipe,
         resolved=as_yaml(asked, {**settled, "study": study, "data.path": data.path}),
     )
@@ -171,8 +195,21 @@ def _choice(group: str, tree: Any) -> Choice:
     return Choice(name=name, options=rest)
 
 
+def _tracking(tree: Any) -> TrackingConfig:
+    """One tracker or several; `none` stands alone."""
+    names = tree.get("name") if isinstance(tree, Mapping) else None
+    names = names if isinstance(names, list) else [names]
+    options = [_choice("tracking", {**tree, "name": name}).options for name in names or ["none"]]
+    if "none" in names and len(names) > 1:
+        others = ",".join(name for name in names if name != "none")
+        raise InputError(
+            f"tracking=[{','.join(names)}]: none goes with no other. Type 'tracking=[{others}]'."
+        )
+    return TrackingConfig(names=tuple(n for n in names if n != "none"), options=options[0])
+
+
 def _executor(chosen: Choice) -> ExecutorConfig:
-    known = ("workers", "patience_s")
+    known = ("workers", "patience_s", "state_every_s")
     for key in chosen.options:
         if key not in known:
             raise InputError(unknown(f"executor={chosen.name}: key", key, known))
@@ -202,8 +239,8 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _is_trial(name: str) -> bool:
     """Whether a leaf belongs to what a trial is made of."""
-    shared = ("budget.wall_clock_hours", "budget.max_failures")
-    return name.startswith(("lora.", "train.", "budget.")) and name not in shared
+    shared = name.partition(".")[2] in LIMITS
+    return name.startswith(("lora.", "train.", "budget.")) and not shared
 
 
 def _instance(kind: Any, values: Mapping[str, Any]) -> Any:

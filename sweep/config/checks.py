@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Mapping
@@ -9,17 +10,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.config.leaves import show
 from sweep.names import unknown
 from sweep.secrets import in_url, masked
 from sweep.space import examples, possible
 from trials.contract import DataConfig, InputError, ModelConfig
+from trials.worker import ARTIFACT, artifact_parts
 
 if TYPE_CHECKING:
-    from sweep.config import SweepConfig
+    from sweep.config import Limits, SweepConfig
 
 STUDY = re.compile(r"[A-Za-z0-9_+=][A-Za-z0-9._+=-]{0,99}")
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
-RESERVED = ("recipe",)  # folders of results_dir that are not a study's
+RESERVED = ("artifacts", "recipe")  # folders of results_dir that are not a study's
+PACKAGES = {  # modules whose package has another name, or needs more than its name
+    "MySQLdb": "mysqlclient", "psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary",
+}  # fmt: skip
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 
 
@@ -29,6 +35,8 @@ def check(config: SweepConfig) -> None:
     _check_sampler(config)
     _check_pruner(config.pruner.options)
     check_batches(config)
+    _check_price(config.limits)
+    _check_samples(config)
     _check_tracking(config)
 
 
@@ -89,9 +97,14 @@ def storage_url(url: str) -> str:
     if parsed.get_backend_name() != "sqlite":
         return url
     if parsed.database in (None, "", ":memory:"):
-        raise InputError(f"storage={url} is not a file, so nothing would be left. Type {example}.")
-    if str(parsed.database).startswith("file:"):
-        return url
+        said = masked(url)
+        raise InputError(f"storage={said} is not a file, so nothing would be left. Type {example}.")
+    if parsed.username or parsed.host or parsed.query or parsed.database.startswith("file:"):
+        file = str(parsed.database).removeprefix("file:")
+        raise InputError(
+            f"storage={masked(url)}: SQLite knows a file and nothing else, no user, password or "
+            f"option. Type storage=sqlite:///{file}."
+        )
     path = Path(str(parsed.database)).expanduser().absolute()
     return parsed.set(database=str(path)).render_as_string(hide_password=False)
 
@@ -144,7 +157,8 @@ def _check_driver(url: Any, said: str) -> None:
     except NoSuchModuleError:
         raise InputError(f"storage={said}: {unknown('database', url.drivername, known)}") from None
     except ImportError as error:
-        package = error.name or url.get_driver_name()
+        module = error.name or url.get_driver_name()
+        package = PACKAGES.get(module.partition(".")[0], module)
         raise InputError(
             f"storage={said} needs the package {package}. Type pip install {package}."
         ) from None
@@ -156,6 +170,9 @@ def _local(name: str, value: str) -> str:
             f"{name}={masked(value)}: a password in a URL would be written into every result. "
             f"Log in by HF_TOKEN=... instead, or download it and type {name}=<the local file>."
         )
+    if value.startswith(ARTIFACT):
+        artifact_parts(value, name)
+        return value  # downloaded before a worker starts
     path = Path(value).expanduser()
     if path.exists():
         return str(path.absolute())
@@ -189,10 +206,31 @@ def _check_pruner(options: Mapping[str, Any]) -> None:
         raise InputError(f"pruner.lower={lower:g} is not below pruner.upper={upper:g}.")
 
 
+def _check_price(limits: Limits) -> None:
+    """Raises InputError for a budget of money that nothing can be counted in."""
+    for name in ("max_money", "max_trial_money"):
+        money = getattr(limits, name)
+        if money is not None and limits.price_per_hour is None:
+            raise InputError(
+                f"budget.{name}={show(money)} needs a price. Type for example "
+                "budget.price_per_hour=2.5, what one device costs in an hour, in the same currency."
+            )
+
+
+def _check_samples(config: SweepConfig) -> None:
+    if config.samples_at_ticks and not config.samples:
+        raise InputError("samples_at_ticks=true has nothing to write for. Type samples=3.")
+
+
 def _check_tracking(config: SweepConfig) -> None:
-    if config.tracking.name != "wandb" or config.tracking.options.get("mode") != "online":
+    names, online = config.tracking.names, config.tracking.options.get("mode") == "online"
+    if "tensorboard" in names and importlib.util.find_spec("tensorboard") is None:
+        raise InputError(
+            "tracking=tensorboard needs the package tensorboard. Type pip install tensorboard."
+        )
+    if "wandb" not in names or not online:
         return
-    from sweep.observers.wandb import key_known
+    from sweep.tracking.wandb.server import key_known
 
     if not key_known():
         raise InputError(

@@ -25,6 +25,7 @@ from sweep.names import ADDED, GROUPS, nearest, same_word, unknown
 from trials.contract import InputError
 
 OPEN = ("engine", "executor", "sampler", "pruner", "tracking")  # their options depend on the atom
+SEVERAL = ("search", "tracking")  # groups of which several files may be chosen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,6 +65,7 @@ def draft(overrides: Sequence[str], config_dir: Path | None = None) -> Draft:
         _check_options(group, names, folders)
     config = _composed(asked.groups, folders)
     from_recipe = _keep_typed_groups(config, asked, folders)
+    _name_trackers(config, asked, folders)
     for name, value in asked.values.items():
         _check_key(name, config)
         _set(config, name, value)
@@ -132,7 +134,7 @@ def _chosen(override: Override, text: str) -> list[str]:
         raise InputError(f"{text}: {why}{extra}.")
     if group in ADDED and not (override.is_add() or override.is_force_add()):
         raise InputError(f"{text}: {group} is not among the defaults. Type +{text} with a plus.")
-    if isinstance(value, list) and group == "search":
+    if isinstance(value, list) and group in SEVERAL:
         return [str(entry) for entry in value]
     if isinstance(value, (list, dict)):
         raise InputError(f"{text}: {group}= chooses one file. A value is set by {group}.key=...")
@@ -214,7 +216,8 @@ def _composed(groups: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> D
     for group, names in groups.items():
         chosen = ",".join(_quoted(name) for name in names)
         place = f"{group}@_global_" if group == "recipe" else group
-        lines.append(f"+{place}=[{chosen}]" if group in ADDED else f"{group}={chosen}")
+        several = f"[{chosen}]" if group in SEVERAL or group in ADDED else chosen
+        lines.append(f"+{place}={several}" if group in ADDED else f"{group}={several}")
     try:
         with initialize_config_dir(str(folders[0]), version_base="1.3", job_name="sweep"):
             config = hydra_compose("config", lines)
@@ -241,6 +244,14 @@ def _keep_typed_groups(
     return tuple(group for group in filled if group not in typed)
 
 
+def _name_trackers(config: DictConfig, asked: _Asked, folders: Sequence[Path]) -> None:
+    """Of several trackers each keeps its name, and shares the group's options."""
+    chosen = asked.groups.get("tracking", [])
+    if len(chosen) > 1:
+        alone = (_composed({"tracking": [name]}, folders) for name in chosen)
+        config.tracking.name = [entry.tracking.get("name") for entry in alone]
+
+
 def _set(config: DictConfig, name: str, value: Any) -> None:
     try:
         OmegaConf.update(config, name, value, merge=False, force_add=True)
@@ -259,11 +270,15 @@ def _check_key(name: str, config: DictConfig) -> None:
     if key == "name":
         raise InputError(f"{name} is set by its file. Type {group}=... to choose another.")
     if key not in config[group]:
-        chosen = config[group].name
+        chosen = _named(config[group].name)
         known = [f"{group}.{entry}" for entry in config[group] if entry != "name"]
         if not known:
             raise InputError(f"{name} is unknown: {group}={chosen} has no options.")
         raise InputError(unknown(f"{group}={chosen}: key", name, known))
+
+
+def _named(name: Any) -> str:
+    return name if isinstance(name, str) else f"[{','.join(map(str, name))}]"
 
 
 def _unknown(name: str, config: DictConfig) -> str:

@@ -23,6 +23,7 @@ from hydra.core.override_parser.types import (
 from hydra.errors import HydraException
 
 from sweep.config.leaves import Leaf, show
+from sweep.secrets import is_secret
 from trials.contract import InputError
 
 if TYPE_CHECKING:
@@ -207,6 +208,8 @@ def _example(leaf: Leaf) -> str:
 
 def _unreadable(text: str, error: Exception) -> str:
     key, equals, value = text.partition("=")
+    if is_secret(key):
+        return f"{key}=*** cannot be read."
     if not equals:
         return f"{text!r} is not of the form key=value. Type for example lora.r=16."
     if "empty choice" in str(error) or value.replace(" ", "") in ("choice()", "tag(log,choice())"):

@@ -6,9 +6,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from sweep.config.units import in_unit
 from sweep.names import nearest, same_word, unknown
 from trials.contract import (
     OPTIMIZERS,
@@ -21,8 +22,11 @@ from trials.contract import (
 )
 
 MODULES = re.compile(r"[A-Za-z_][\w.\-]*(\+[A-Za-z_][\w.\-]*)*")  # a preset, or names joined by +
-FAULT = re.compile(r"(crash|exit|hang|oom|nan|exception)@\d{1,9}:\d{1,9}(:\d{1,9})?", re.ASCII)
+FAULT = re.compile(
+    r"(crash|exit|segfault|hang|oom|nan|exception)@\d{1,9}:\d{1,9}(:\d{1,9})?", re.ASCII
+)
 _KINDS: Mapping[str, str] = {
+    "switch": "true, false or auto",
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
@@ -44,6 +48,7 @@ class Leaf:
     known: tuple[str, ...] = ()
     nullable: bool = False
     searchable: bool = False
+    unit: str = ""  # hours, minutes, money
 
     def convert(self, name: str, value: Any, said: str | None = None) -> Any:
         """The value in its own type. Raises InputError with key, value, rule and known names.
@@ -55,7 +60,8 @@ class Leaf:
         converted = _CONVERT[self.kind](value)
         said = f"{said}: {show(value)}" if said else f"{name}={show(value)}"
         if converted is None:
-            raise InputError(f"{said} is not {self.wanted}, which {name} has to be.")
+            hint = self._in_unit(name, value)
+            raise InputError(f"{said} is not {self.wanted}, which {name} has to be.{hint}")
         if self.known and converted not in self.known:
             raise InputError(_not_known(said, str(converted), self.known))
         if not self.holds(converted):
@@ -85,8 +91,16 @@ class Leaf:
         }
         told = " and ".join(f"{word} {show(float(bound))}" for word, bound in bounds.items()
                             if bound is not None)  # fmt: skip
-        words = f"{_KINDS[self.kind]} {told}".strip()
+        kind = _KINDS[self.kind] + (f" of {self.unit}" if self.unit else "")
+        words = f"{'an amount' if self.unit == 'money' else kind} {told}".strip()
         return f"{words} (or null)" if self.nullable else words
+
+    def _in_unit(self, name: str, value: Any) -> str:
+        """What to type for a value with a unit, such as 90m."""
+        if not self.unit or not isinstance(value, str):
+            return ""
+        number = in_unit(value, self.unit)
+        return "" if number is None else f" Type {name}={show(round(number, 4))}."
 
 
 def show(value: Any) -> str:
@@ -153,6 +167,10 @@ def _bool(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+def _switch(value: Any) -> bool | str | None:
+    return value if isinstance(value, bool) or value == "auto" else None
+
+
 def _str(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
@@ -170,20 +188,30 @@ def _faults(value: Any) -> list[str] | None:
 
 
 _CONVERT = {"int": _int, "float": _float, "bool": _bool, "str": _str, "modules": _modules,
-            "faults": _faults}  # fmt: skip
+            "faults": _faults, "switch": _switch}  # fmt: skip
 _CLASSES = {"model": ModelConfig, "data": DataConfig, "lora": LoraConfig, "train": TrainConfig}
 _DEFAULTS: Mapping[str, Any] = {
     "lora.alpha": None,
     "lora.alpha_ratio": None,
     "budget.examples": None,
     "budget.epochs": None,
-    "budget.wall_clock_hours": None,
+    "budget.max_hours": None,
+    "budget.max_device_hours": None,
+    "budget.max_money": None,
+    "budget.price_per_hour": None,
+    "budget.max_trial_minutes": None,
+    "budget.max_trial_device_minutes": None,
+    "budget.max_trial_money": None,
     "budget.max_failures": 5,
     "study": None,
+    "dry_run": False,
 }
 
 _TEXT = Leaf(kind="str", nullable=True)
 _SWITCH = Leaf(kind="bool", searchable=True)
+_HOURS = Leaf(kind="float", above=0, high=8784, nullable=True, unit="hours")  # up to a year
+_MINUTES = Leaf(kind="float", above=0, high=43_200, nullable=True, unit="minutes")  # up to a month
+_MONEY = Leaf(kind="float", above=0, nullable=True, unit="money")
 LEAVES: Mapping[str, Leaf] = {
     "model.name": Leaf(kind="str"),
     "model.revision": _TEXT,
@@ -231,10 +259,17 @@ LEAVES: Mapping[str, Leaf] = {
     "budget.examples": Leaf(kind="int", low=1, nullable=True, searchable=True),
     "budget.epochs": Leaf(kind="float", above=0, nullable=True, searchable=True),
     "budget.ticks": Leaf(kind="int", low=1),
-    "budget.wall_clock_hours": Leaf(kind="float", above=0, nullable=True),
+    "budget.max_hours": _HOURS,
+    "budget.max_device_hours": replace(_HOURS, high=1_000_000),
+    "budget.max_money": _MONEY,
+    "budget.price_per_hour": _MONEY,
+    "budget.max_trial_minutes": _MINUTES,
+    "budget.max_trial_device_minutes": _MINUTES,
+    "budget.max_trial_money": _MONEY,
     "budget.max_failures": Leaf(kind="int", low=1),
     "executor.workers": Leaf(kind="int", low=1, high=1024, nullable=True),
     "executor.patience_s": Leaf(kind="float", above=0),
+    "executor.state_every_s": Leaf(kind="float", low=0, high=86_400),
     "study": _TEXT,
     "n_trials": Leaf(kind="int", low=1, high=1_000_000),
     "seed": Leaf(kind="int", low=0, high=2**32 - 1),
@@ -242,6 +277,9 @@ LEAVES: Mapping[str, Leaf] = {
     "results_dir": Leaf(kind="str"),
     "device": Leaf(kind="str"),
     "keep_adapters": Leaf(kind="int", low=0),
+    "dry_run": Leaf(kind="bool"),
+    "samples": Leaf(kind="int", low=0, high=64),
+    "samples_at_ticks": Leaf(kind="bool"),
 }
 SEARCHABLE = tuple(name for name, leaf in LEAVES.items() if leaf.searchable)
 EITHER = (("lora.alpha", "lora.alpha_ratio"), ("budget.examples", "budget.epochs"))
@@ -249,7 +287,9 @@ EITHER = (("lora.alpha", "lora.alpha_ratio"), ("budget.examples", "budget.epochs
 # Options of engines, samplers, pruners and trackers whose rule is more than a type.
 OPTIONS: Mapping[str, Leaf] = {
     "engine.capacity": Leaf(kind="int", low=1, high=1024, nullable=True),
-    "engine.max_r": Leaf(kind="int", low=1, high=4096, nullable=True),
+    "engine.memory_fraction": Leaf(kind="float", low=0.01, high=1),
+    "engine.resident": Leaf(kind="switch"),
+    "engine.compile": Leaf(kind="switch"),
     "engine.seconds_per_tick": Leaf(kind="float", low=0, high=86_400),
     "engine.noise": Leaf(kind="float", low=0),
     "engine.faults": Leaf(kind="faults"),
@@ -267,4 +307,8 @@ OPTIONS: Mapping[str, Leaf] = {
     "tracking.project": Leaf(kind="str"),
     "tracking.entity": _TEXT,
     "tracking.mode": Leaf(kind="str", known=("auto", "online", "offline")),
+    "tracking.upload_samples": Leaf(kind="bool"),
+    "tracking.upload_adapters": Leaf(kind="bool"),
+    "tracking.upload_data": Leaf(kind="bool"),
+    "tracking.close_timeout_s": Leaf(kind="float", low=0, high=86_400),
 }

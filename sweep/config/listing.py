@@ -13,9 +13,12 @@ EXAMPLES = """\
   python -m sweep +search=lora_rank                                    a demo, no download
   python -m sweep +search=lora_rank model=llama3_1_8b data=pricer      a real model, on a GPU
   python -m sweep +search=full data=local data.path=my.jsonl data.prompt_column=question \\
-      data.completion_column=answer                                    your own data"""
+      data.completion_column=answer                                    your own data
+  python -m sweep +search=lora_rank dry_run=true                       a look before the leap"""
 NAMES = """\
   study=NAME n_trials=16 seed=0 storage=URL results_dir=results device=auto keep_adapters=3
+  samples=3 samples_at_ticks=false
+  dry_run=true                    all checks, the first trials, time, memory, money; leaves nothing
   lora.r=16                       a value; on a searched leaf it freezes that dimension
   lora.r='choice(8, 16)'          a dimension of the search, no file needed
   '+search=[lora_rank,schedule]'  two spaces merged

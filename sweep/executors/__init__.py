@@ -11,7 +11,7 @@ from trials.contract import InputError
 
 if TYPE_CHECKING:  # a worker's process imports this package, and needs no Optuna
     from sweep.config import SweepConfig
-    from sweep.driver import SweepDriver
+    from sweep.connection import Answering
 
 
 class Executor(Protocol):
@@ -35,7 +35,7 @@ class WorkerError(Exception):
     """Workers cannot run; the message holds the end of the log and says where it is."""
 
 
-def executor(config: SweepConfig, driver: SweepDriver) -> Executor:
+def executor(config: SweepConfig, driver: Answering) -> Executor:
     """The executor that the configuration names."""
     if config.executor.name == "inline":
         from sweep.executors.inline import Inline

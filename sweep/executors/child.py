@@ -1,7 +1,8 @@
 """A worker's own process: started by `sweep.executors.local` with the number of its pipe.
 
-It dies with its driver (by signal on Linux, and by the closed pipe), and Ctrl-C is the driver's
-affair alone. What it prints goes to a nameless file, and to the study's log once there is a study.
+It dies with its driver (by signal on Linux, and by the closed pipe), and Ctrl-C and SIGTERM are the
+driver's affair alone. What it prints goes to a nameless file, and to the study's log once there is
+a study.
 """
 
 from __future__ import annotations
@@ -39,11 +40,16 @@ class LoggingDriver(PipeDriver):
             os.dup2(log.fileno(), 2)
 
 
-def main(pipe: int, parent: int) -> int:
-    """Works until the driver has no more; the exit code is 0 only then."""
+def main(pipe: int, parent: int, lock: int | None = None) -> int:
+    """Works until the driver has no more; the exit code is 0 only then.
+
+    The run's lock, see `sweep.executors.remains`, is held by being open.
+    """
     _die_with(parent)
-    os.set_inheritable(pipe, False)  # else a process that it starts keeps the pipe open
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (pipe, *([] if lock is None else [lock])):
+        os.set_inheritable(number, False)  # else a process that it starts keeps it open
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal's, a scheduler's: sent to all
+        signal.signal(number, signal.SIG_IGN)
     with Connection(pipe) as connection:
         try:
             given = from_json(Assignment, receive(connection)["assignment"])
@@ -68,4 +74,4 @@ def _die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(*map(int, sys.argv[1:])))

@@ -6,12 +6,14 @@ The first worker prepares alone, so that bad input is met once; then the others 
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
+from collections import Counter
 from multiprocessing.connection import Connection, wait
 
 from sweep.config import SweepConfig
-from sweep.driver import SweepDriver
-from sweep.executors import WorkerError
+from sweep.connection import Answering
+from sweep.executors import WorkerError, remains
 from sweep.executors.devices import devices, shares, threads_of
 from sweep.executors.pipe import Message, answer, receive, send
 from sweep.executors.worker_process import WorkerProcess, how_it_ended
@@ -19,42 +21,51 @@ from sweep.space import assignment
 from trials.contract import InputError, Turn
 
 LOOK_S = 0.5  # between two looks at processes that say nothing
-MOST_FALSE_STARTS = 2  # workers in a row that die without a trial in their hands
+MOST_FALSE_STARTS = 2  # in a row of one worker, dying with no trial in its hands
 
 
 class Local:
     """Workers of one sweep on this machine."""
 
-    def __init__(self, config: SweepConfig, driver: SweepDriver) -> None:
+    def __init__(self, config: SweepConfig, driver: Answering) -> None:
         self._config, self._driver = config, driver
         self._devices = shares(devices(config.device), config.executor.workers)
+        driver.devices = len(set(self._devices))
         self._workers: dict[Connection, WorkerProcess] = {}
-        self._false_starts = 0
+        self._false_starts: Counter[int] = Counter()  # by the worker's index
+        self._lock: int | None = None
+        self._done = False  # a worker was told so: none is needed for anything new
         self._killed = False
 
     def run(self) -> None:
         """See `sweep.executors.Executor`."""
-        try:
-            self._start(0)
-            while self._workers and not self._killed:
-                for ready in wait(list(self._workers), timeout=LOOK_S):
-                    assert isinstance(ready, Connection)
-                    self._hear(self._workers[ready])
-                self._look()
-        finally:
-            for worker in list(self._workers.values()):
-                self._remove(worker, at_once=True)
-                worker.forget()
+        remains.wait_for_others(self._driver.note)
+        with remains.held() as self._lock:
+            try:
+                self._start(0)
+                self._serve()
+            finally:
+                for worker in list(self._workers.values()):
+                    self._remove(worker, at_once=True)
+                    worker.forget()
 
     def kill(self) -> None:
         """See `sweep.executors.Executor`."""
         self._killed = True
 
+    def _serve(self) -> None:
+        while self._workers and not self._killed:
+            for ready in wait(list(self._workers), timeout=LOOK_S):
+                assert isinstance(ready, Connection)
+                self._hear(self._workers[ready])
+            self._look()
+
     def _start(self, index: int) -> None:
         device, name = self._devices[index], f"worker-{index}"
         threads = threads_of(device, self._devices)
         given = assignment(self._config, worker=name, device=device, threads=threads)
-        worker = WorkerProcess(given, self._config.study_dir / "logs" / f"{name}.log")
+        log = self._config.study_dir / "logs" / f"{name}.log"
+        worker = WorkerProcess(given, log, self._lock)
         self._workers[worker.connection] = worker
 
     def _hear(self, worker: WorkerProcess) -> None:
@@ -64,8 +75,9 @@ class Local:
         except (EOFError, OSError):
             self._gone(worker)
             return
-        worker.heard_at = time.monotonic()
         say = message["say"]
+        if say in ("report", "finish"):
+            self._false_starts[worker.index] = 0
         if say == "refused":
             worker.refusal = message["input_error"]
         elif say == "broken":
@@ -74,6 +86,7 @@ class Local:
             self._prepared(worker, message)
         else:
             self._reply(worker, answer(self._driver.connect(worker.name), message))
+        worker.heard_at = time.monotonic()  # not before: the answer may have waited for a database
 
     def _prepared(self, worker: WorkerProcess, message: Message) -> None:
         """A refusal is sent too, so that the worker leaves by itself."""
@@ -89,17 +102,20 @@ class Local:
             self._start(index)
 
     def _reply(self, worker: WorkerProcess, reply: Message) -> None:
-        worker.dismissed = reply.get("turn") == Turn.DONE.value
+        self._done = self._done or reply.get("turn") == Turn.DONE.value
         with contextlib.suppress(OSError):  # it died meanwhile: the closed pipe says so next
             send(worker.connection, reply)
 
     def _look(self) -> None:
         """Ends who is silent, dead without a word, or not needed any more."""
         self._driver.beat()
+        over = self._done or self._driver.ending is not None
         patience = self._config.executor.patience_s
         for worker in list(self._workers.values()):
+            if not worker.prepared:
+                worker.notice_work()
             busy = not worker.prepared or self._driver.holds_trials(worker.name)
-            if self._driver.ending and not worker.prepared:
+            if over and not worker.prepared:
                 self._remove(worker, at_once=True)
                 worker.forget()
             elif busy and worker.silent_s > patience:
@@ -111,24 +127,33 @@ class Local:
     def _gone(self, worker: WorkerProcess, *, at_once: bool = False) -> None:
         """A worker is no more: it left, or its trials are handed out again to another."""
         code = self._remove(worker, at_once=at_once)
-        if worker.refusal is not None:
-            worker.forget()
-            raise InputError(worker.refusal)
         held = self._driver.holds_trials(worker.name)
-        if worker.dismissed and not held:
+        if self._done and not held:
             worker.forget()
             return
-        why = worker.error or how_it_ended(code)
-        self._driver.lost(worker.name, why)
-        self._false_starts = 0 if held else self._false_starts + 1
-        hopeless = not self._driver.is_open or self._false_starts >= MOST_FALSE_STARTS
-        words = worker.last_words() if hopeless else ""
+        if worker.refusal is not None and not self._workers:
+            worker.forget()
+            raise InputError(worker.refusal)
+        starved = code == -signal.SIGKILL and worker.starved
+        why = worker.refusal or worker.error or how_it_ended(code, starved=starved)
+        self._driver.lost(worker.name, why, memory=starved)
+        self._false_starts[worker.index] = 0 if held else self._false_starts[worker.index] + 1
+        self._replace(worker, why, killed=code < 0)
+
+    def _replace(self, worker: WorkerProcess, why: str, *, killed: bool) -> None:
+        """Another one in its place; where none can start the others go on, as long as there are."""
+        refused = worker.refusal is not None  # and would again
+        hopeless = self._false_starts[worker.index] >= MOST_FALSE_STARTS
+        hopeless = hopeless or refused or not (self._driver.is_open or killed)
+        said = f"{worker.name} on {worker.assignment.device} ended: {why}"
+        words = f"\n{worker.last_words()}" if hopeless and not refused else ""
         worker.forget()
+        if hopeless and not self._workers:
+            raise WorkerError(f"{said}{words}")
         if hopeless:
-            where = f"{worker.name} on {worker.assignment.device}"
-            raise WorkerError(f"{where} ended: {why}\n{words}")
-        if not self._driver.ending:
-            self._start(int(worker.name.rpartition("-")[2]))
+            self._driver.gave_up(worker.name, f"{said}; it is given up, the others go on{words}")
+        elif not self._driver.ending:
+            self._start(worker.index)
 
     def _remove(self, worker: WorkerProcess, *, at_once: bool) -> int:
         self._workers.pop(worker.connection, None)

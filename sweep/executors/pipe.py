@@ -46,6 +46,15 @@ class PipeDriver:
         """See `trials.contract.Driver`, here and below."""
         self._ask({"say": "progress", "what": what, "done": done, "total": total})
 
+    def alive(self, trial: int, attempt: int) -> Verdict:
+        """Whether to go on."""
+        answer = self._ask({"say": "alive", "trial": trial, "attempt": attempt})
+        return from_json(Verdict, answer["value"])
+
+    def note(self, text: str) -> None:
+        """Shown to the user."""
+        self._ask({"say": "note", "text": text})
+
     def prepared(self, setup: Setup) -> None:
         """Moves on only if the driver agrees."""
         answer = self._ask({"say": "prepared", "value": to_json(setup)})
@@ -81,6 +90,10 @@ def answer(driver: Driver, message: Message) -> Message:
     say, value = message["say"], message.get("value", "")
     if say == "progress":
         driver.progress(message["what"], message["done"], message["total"])
+    elif say == "note":
+        driver.note(message["text"])
+    elif say == "alive":
+        return {"value": to_json(driver.alive(message["trial"], message["attempt"]))}
     elif say == "prepared":
         driver.prepared(from_json(Setup, value))
     elif say == "report":

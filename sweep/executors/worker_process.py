@@ -15,26 +15,31 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO
 
+import psutil  # type: ignore[import-untyped]
+
 from sweep.executors.pipe import send
 from trials.contract import Assignment, to_json
 
 TAIL_LINES = 15  # of a log, in a message
 LEAVE_S = 10.0  # for a process whose pipe is closed to end by itself
+WORK_S = 0.5  # of CPU time: what is stuck uses none, a slow download some
+VMSTAT = Path("/proc/vmstat")
 
 
 class WorkerProcess:
-    """A worker's process, started at once."""
+    """A worker's process, started at once. `lock` is the run's, for `remains`."""
 
-    def __init__(self, assignment: Assignment, log: Path) -> None:
+    def __init__(self, assignment: Assignment, log: Path, lock: int | None = None) -> None:
         self.assignment = assignment
         self.log = log  # once the study exists
         self.prepared = False
-        self.dismissed = False  # its last question was answered with DONE
         self.refusal: str | None = None  # its InputError
         self.error: str | None = None  # its last exception
         self.heard_at = time.monotonic()
+        self._worked_s = 0.0
+        self._memory_kills = memory_kills()
         self._early = tempfile.TemporaryFile()  # what it says before there is a study; no name
-        self.process, self.connection = _start(self._early)
+        self.process, self.connection = _start(self._early, lock)
         with contextlib.suppress(OSError):  # it died at once: the closed pipe says so
             send(self.connection, {"assignment": to_json(assignment)})
 
@@ -44,9 +49,26 @@ class WorkerProcess:
         return self.assignment.worker
 
     @property
+    def index(self) -> int:
+        """Its place among the run's workers."""
+        return int(self.name.rpartition("-")[2])
+
+    @property
     def silent_s(self) -> float:
-        """Seconds since it last said something."""
-        return time.monotonic() - self.heard_at
+        """Seconds since it last said something that is still to be heard."""
+        return 0.0 if self.connection.poll() else time.monotonic() - self.heard_at
+
+    def notice_work(self) -> None:
+        """Takes computing, loading and downloading for signs of life: preparing can be silent."""
+        worked_s = _worked_s(self.process.pid)
+        if worked_s >= self._worked_s + WORK_S:
+            self._worked_s, self.heard_at = worked_s, time.monotonic()
+
+    @property
+    def starved(self) -> bool:
+        """Whether the host's memory killer was at work while it lived."""
+        now = memory_kills()
+        return now is not None and self._memory_kills is not None and now > self._memory_kills
 
     def end(self, *, at_once: bool) -> int:
         """Sees the process out, by force if need be; its exit code."""
@@ -84,27 +106,52 @@ class WorkerProcess:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def how_it_ended(code: int) -> str:
-    """An exit code in words."""
+def how_it_ended(code: int, *, starved: bool = False) -> str:
+    """An exit code in words. `starved`: the host's memory killer was at work."""
     if code >= 0:
         return f"exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = ", by the host's memory killer perhaps" if name == "SIGKILL" else ""
-    return f"killed by {name}{hint}"
+    if name != "SIGKILL":
+        return f"killed by {name}"
+    return f"killed by {name}, by the host's memory killer{'' if starved else ' perhaps'}"
 
 
-def _start(output: IO[bytes]) -> tuple[subprocess.Popen[bytes], Connection]:
+def memory_kills() -> int | None:
+    """How many processes Linux has killed for lack of memory, in containers too; null: unknown."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in VMSTAT.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return None
+
+
+def _worked_s(pid: int) -> float:
+    """CPU seconds of a process and of all that it started."""
+    total = 0.0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for each in (process, *process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                times = each.cpu_times()
+                total += times.user + times.system
+    return total
+
+
+def _start(
+    output: IO[bytes], lock: int | None
+) -> tuple[subprocess.Popen[bytes], Connection]:
     ours, theirs = socket.socketpair()
     here = str(Path(__file__).parents[2])  # so that it finds this very package
     path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "sweep.executors.child", str(theirs.fileno())]
+    handed_down = [theirs.fileno(), *([] if lock is None else [lock])]
     with theirs:
         process = subprocess.Popen(
-            [*command, str(os.getpid())],
-            pass_fds=[theirs.fileno()],
+            [*command, str(os.getpid()), *(str(number) for number in handed_down[1:])],
+            pass_fds=handed_down,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from sweep.config import SweepConfig
 from sweep.secrets import masked
 from sweep.store import TrialRecord
+from sweep.store.runs import Used
 from sweep.streams import tell
 from trials.contract import Report, Setup, TrialConfig, TrialResult, Verdict
 
@@ -22,6 +23,8 @@ class Opened:
     setup: Setup
     first_rung: int  # tick at which the pruner first decides
     past: Sequence[TrialRecord]  # trials of earlier runs, finished or to be continued
+    used: Used = Used()  # by earlier runs
+    devices: int = 1  # of this run
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +34,8 @@ class Closed:
     complete: bool
     reason: str
     records: Sequence[TrialRecord]
+    more: str | None = None  # what to type besides, to go on: n_trials=24
+    used: Used | None = None  # by all runs
 
 
 class Observer(Protocol):
@@ -58,13 +63,15 @@ class Observer(Protocol):
 class Observers:
     """All observers as one. One that raises is reported in a line, once, and sees nothing more.
 
-    If it has a method `stop`, that is called, to give back a terminal or a process.
+    After an OSError it is kept, for a disk may have room again. One that is dropped has its method
+    `stop` called, if it has one, to give back a terminal or a process.
     """
 
     def __init__(
         self, observers: Sequence[Observer], note: Callable[[str], None] | None = None
     ) -> None:
         self._observers = list(observers)
+        self._said: set[tuple[int, int | None]] = set()
         self._note = note or tell
 
     def progress(self, worker: str, what: str, done: int, total: int) -> None:
@@ -103,18 +110,24 @@ class Observers:
         for observer in list(self._observers):
             try:
                 step(observer)
+            except OSError as error:  # a full disk, a folder that is gone: it may come back
+                if (what := (id(observer), error.errno)) not in self._said:
+                    self._said.add(what)  # though each time for another file
+                    self.note(f"{type(observer).__name__} failed for now: {error}")
             except Exception as error:
                 self._observers.remove(observer)
                 _stop(observer)
-                name = type(observer).__name__
-                self.note(f"{name} failed and is left out: {type(error).__name__}: {error}")
+                why = f"{type(error).__name__}: {error}"
+                self.note(f"{type(observer).__name__} failed and is left out: {why}")
 
 
 def build_observers(config: SweepConfig) -> Observers:
     """The observers of a sweep. The terminal says its first line now; nothing is written yet."""
     from sweep.observers.console import build_console
+    from sweep.observers.dashboard import Dashboard
     from sweep.observers.files import Files
     from sweep.observers.log import Log
+    from sweep.observers.report import ReportPage
 
     console, log = build_console(config), Log()
 
@@ -122,11 +135,12 @@ def build_observers(config: SweepConfig) -> Observers:
         console.note(text)
         log.note(text)
 
-    observers: list[Observer] = [Files(), log, console]
-    if config.tracking.name == "wandb":
-        from sweep.observers.wandb import Wandb
+    observers: list[Observer] = [Files(), log, console, ReportPage(note), Dashboard(note)]
+    if config.tracking.names:
+        from sweep.tracking.observer import Tracking
 
-        observers.append(Wandb(note=note))  # after the leaderboard: its end may take long
+        # after the leaderboard: their end may take long
+        observers += [Tracking(name, note) for name in config.tracking.names]
     return Observers(observers, note=note)
 
 

@@ -43,7 +43,8 @@ def log_file(config: SweepConfig) -> Path:
 
 def build_console(config: SweepConfig, stream: IO[str] | None = None) -> LiveConsole | PlainConsole:
     """The console that suits the stream (standard output); says its first line at once."""
-    steady = Steady(stream or sys.stdout, f"the sweep goes on, see {here(log_file(config))}")
+    goes_on = None if config.dry_run else f"the sweep goes on, see {here(log_file(config))}"
+    steady = Steady(stream or sys.stdout, goes_on)
     stream = cast(IO[str], steady)
     if stream.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown"):
         return LiveConsole(config, stream)
@@ -114,7 +115,12 @@ class LiveConsole:
         opened = self.tally.opened if self.tally else None
         page = closing(self._config, opened, closed, time.monotonic() - self._began)
         if page is not None:
-            self.console.print(page, crop=False)  # commands stay whole, to be copied
+            self.page(page)
+
+    def page(self, page: RenderableType) -> None:
+        """What takes the place of the table, or of the work before it."""
+        self._live.stop()
+        self.console.print(page, crop=False)  # commands stay whole, to be copied
 
     def stop(self) -> None:
         """Gives the terminal back."""
@@ -182,7 +188,7 @@ class PlainConsole:
     def opened(self, opened: Opened) -> None:
         """Says what was found."""
         self.tally = Tally(opened)
-        self._page(opening(opened))
+        self.page(opening(opened))
 
     def started(self, trial: TrialConfig, params: Mapping[str, Any], worker: str) -> None:
         """A trial and its parameters."""
@@ -215,8 +221,9 @@ class PlainConsole:
         loss = "" if record.reason else f", loss {wording.loss(record.eval_loss)}"
         left = self.tally.remaining_s()
         about = f", about {wording.duration(left)} left" if left else ""
+        used = "".join(f", {part}" for part in self.tally.budgets())
         self.note(
-            f"{ending}{loss}{news} ({self.tally.done} of {self.tally.total} trials{about})"
+            f"{ending}{loss}{news} ({self.tally.done} of {self.tally.total} trials{about}{used})"
         )
 
     def closed(self, closed: Closed) -> None:
@@ -224,9 +231,13 @@ class PlainConsole:
         opened = self.tally.opened if self.tally else None
         page = closing(self._config, opened, closed, time.monotonic() - self._began)
         if page is not None:
-            self._page(page)
+            self.page(page)
 
-    def _page(self, page: RenderableType) -> None:
+    def stop(self) -> None:
+        """There is nothing to give back."""
+
+    def page(self, page: RenderableType) -> None:
+        """Lines without control codes."""
         with self.console.capture() as capture:
             self.console.print(page, crop=False)
         lines = (line.rstrip() for line in capture.get().splitlines())

@@ -86,6 +86,7 @@ class Running:
     ) -> None:
         self.tally, self.loading = tally, loading
         self.elapsed_s, self.height = elapsed_s, height
+        self.used = tally.budgets()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         tally = self.tally
@@ -93,6 +94,8 @@ class Running:
         bar = ProgressBar(total=max(1, tally.total), completed=min(tally.done, tally.total))
         yield Padding(bar, 0)
         yield _line(self._best())
+        if self.used:
+            yield _line(Text(f"used {' · '.join(self.used)}", "dim"))
         if self.loading:
             yield loading_row(self.loading[:LOADING_SHOWN], _SPINNER)
         yield Text()
@@ -128,7 +131,8 @@ class Running:
         return text + Text(f" · {wording.params(record.params)}")
 
     def _table(self, width: int) -> RenderableType:
-        rows = self._rows(max(3, self.height - SPARE_LINES - len(self.loading[:LOADING_SHOWN])))
+        others = len(self.loading[:LOADING_SHOWN]) + bool(self.used)
+        rows = self._rows(max(3, self.height - SPARE_LINES - others))
         board = Board(
             dimensions=[d.name for d in self.tally.opened.config.space.dimensions],
             ticks=self.tally.ticks,

@@ -42,7 +42,9 @@ class Files:
     def started(self, trial: TrialConfig, params: Mapping[str, Any], worker: str) -> None:
         """All that reproduces the trial."""
         self._tally.started(trial, params, worker)
-        replace(self._trial_file(trial.number), to_json(trial, indent=2) + "\n")
+        file = self._trial_file(trial.number)
+        file.parent.mkdir(parents=True, exist_ok=True)  # it may have been removed meanwhile
+        replace(file, to_json(trial, indent=2) + "\n")
 
     def reported(self, report: Report, verdict: Verdict) -> None:
         """Remembered for the row."""

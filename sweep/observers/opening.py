@@ -14,11 +14,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from sweep import budget
 from sweep.config import SweepConfig
 from sweep.observers import Opened
-from sweep.observers.wandb import PROJECT, sync_command
 from sweep.results import wording
-from sweep.results.wording import clean, count, plural
+from sweep.results.wording import clean, count, here, plural
+from sweep.tracking.wandb import PROJECT, sync_command
 from trials.contract import RenderedSample, Setup
 
 PIECE_LIMIT = 600  # characters shown of each piece of the example
@@ -77,14 +78,16 @@ def _facts(opened: Opened) -> Iterator[tuple[str, RenderableType]]:
     yield from _data(setup)
     yield "baseline", Text(_baseline(setup))
     yield "budget", Text(_budget(opened))
+    if limits := budget.told(config.limits, opened.used):
+        yield "", Text(f"used so far: {' · '.join(limits)}")
     yield "search", _search(config)
     if config.from_recipe:
         yield "recipe", Text(f"gave {', '.join(config.from_recipe)}; typed groups and values win")
     for name, fixed in config.space.frozen:
         where = f"{clean(name)} is fixed at {wording.value(fixed)} by the command line"
         yield "fixed", Text(where, "yellow")
-    if config.tracking.name == "wandb":
-        yield "tracking", Text(_tracking(config))
+    for label, line in zip(("tracking", ""), _tracking(config), strict=False):
+        yield label, Text(line)
     if opened.past:
         yield "resumed", Text(_resumed(opened), "cyan")
 
@@ -136,14 +139,12 @@ def _budget(opened: Opened) -> str:
     examples, ticks = (config.values.get(f"budget.{name}") for name in ("examples", "ticks"))
     epochs = config.values.get("budget.epochs")
     much = f"{wording.value(epochs)} epochs" if epochs is not None else _examples(examples)
-    hours = config.limits.wall_clock_hours
-    until = f" · at most {wording.duration(hours * 3600)} in all" if hours else ""
     prunes = "nothing is pruned"
     if config.pruner.name != "none":
         prunes = f"{clean(config.pruner.name)} prunes from tick {opened.first_rung}"
     return (
         f"{plural(config.limits.n_trials, 'trial')} of {much}, measured {ticks} times · "
-        f"{clean(config.sampler.name)} proposes, {prunes}{until}"
+        f"{clean(config.sampler.name)} proposes, {prunes}"
     )
 
 
@@ -165,15 +166,19 @@ def _when(name: str, values: tuple[object, ...]) -> Text:
     return Text(f"when {clean(name)} is {' or '.join(wording.value(v) for v in values)}", "dim")
 
 
-def _tracking(config: SweepConfig) -> str:
+def _tracking(config: SweepConfig) -> Iterator[str]:
     if (sync := sync_command(config)) is not None:
-        return f"W&B offline; to upload it: {sync}"
-    project = clean(config.tracking.options.get("project") or PROJECT)
-    return f"W&B online, project {project}, group {clean(config.study)}"
+        yield f"W&B offline; to upload it: {sync}"
+    elif "wandb" in config.tracking.names:
+        project = clean(config.tracking.options.get("project") or PROJECT)
+        yield f"W&B online, project {project}, group {clean(config.study)}"
+    if "tensorboard" in config.tracking.names:
+        yield f"tensorboard --logdir {clean(here(config.study_dir))}/tensorboard"
 
 
 def _resumed(opened: Opened) -> str:
     ended = [r for r in opened.past if r.outcome not in ("running", "stopped")]
     cut = len(opened.past) - len(ended)
-    going_on = f", {plural(cut, 'trial')} to be continued" if cut else ""
-    return f"{plural(len(ended), 'trial')} of earlier runs kept{going_on}"
+    kept = [f"{plural(len(ended), 'trial')} of earlier runs kept"] if ended else []
+    going_on = [f"{plural(cut, 'trial')} to be continued"] if cut else []
+    return ", ".join(kept + going_on)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sweep.budget import told
 from sweep.observers import Opened
 from sweep.results import leaderboard
 from sweep.results.leaderboard import UNCOUNTED
@@ -71,6 +72,7 @@ class Tally:
             tokens=report.tokens,
             seconds=report.seconds,
             eval_seconds=report.eval_seconds,
+            sample_seconds=report.sample_seconds,
             memory_bytes=max(old.memory_bytes, report.memory_bytes),
             utilisation=report.utilisation if report.utilisation is not None else old.utilisation,
             worker=worker,
@@ -95,6 +97,7 @@ class Tally:
             tokens=max(result.tokens, old.tokens),
             seconds=max(result.seconds, old.seconds),
             eval_seconds=max(result.eval_seconds, old.eval_seconds),
+            sample_seconds=max(result.sample_seconds, old.sample_seconds),
             memory_bytes=max(result.memory_bytes, old.memory_bytes),
             trainable_parameters=result.trainable_parameters,
             adapter=result.adapter,
@@ -116,6 +119,13 @@ class Tally:
     def done(self) -> int:
         """Trials that count towards the total."""
         return sum(n for outcome, n in self.outcomes.items() if outcome not in UNCOUNTED)
+
+    def budgets(self) -> list[str]:
+        """How much of each budget is used, and the cost where there is a price."""
+        opened, limits = self.opened, self.opened.config.limits
+        seconds = max(0.0, self.now() - self.began)
+        used = opened.used.later(seconds, opened.devices, limits.price_per_hour)
+        return told(limits, used)
 
     def remaining_s(self) -> float | None:
         """About how long the rest takes, from the trials so far and how many run at once."""
@@ -184,6 +194,7 @@ def _fresh(trial: TrialConfig, params: Mapping[str, Any], now: float) -> TrialRe
         tokens=0,
         seconds=0.0,
         eval_seconds=0.0,
+        sample_seconds=0.0,
         memory_bytes=0,
         trainable_parameters=0,
         utilisation=None,

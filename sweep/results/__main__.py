@@ -3,6 +3,7 @@
 python -m sweep.results                      the only study, or a list of all
 python -m sweep.results lora_rank            one study
 python -m sweep.results lora_rank --csv      its trials as CSV
+python -m sweep.results lora_rank --samples  what its best trial writes now, beside the base
 
 Imports neither torch nor Optuna nor Hydra: it answers in about a second.
 """
@@ -23,16 +24,18 @@ from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
 from sweep.names import unknown
-from sweep.results import leaderboard, summary, wording
+from sweep.results import leaderboard, samples, summary, wording
 from sweep.results.tables import Column, fit
 from sweep.results.trials_csv import TrialsCsv
-from sweep.results.wording import clean, plural
+from sweep.results.wording import amount, clean, plural
 from sweep.secrets import masked
 from sweep.store import Store, StudyRecord, TrialRecord
+from sweep.store.runs import HOUR, Used, used_by
 from sweep.streams import Steady, tell
 from trials.contract import InputError
 
 TOP = 20
+BEST = -1  # in the place of a trial's number
 ALIVE_S = 60.0  # a driver writes its seconds three times in that; a silent one may be dead
 PLAIN_WIDTH = 120  # cells, where there is no terminal to ask
 
@@ -61,7 +64,12 @@ def _show(asked: argparse.Namespace, url: str) -> None:
             return
         study = _chosen(asked.study, studies, url)
         records = store.trials(study.uuid)
+        used = used_by(store.runs(study.uuid), None, study.seconds)
         beaten_at = store.beaten_at(study.study)
+        if asked.samples is not None:
+            number = None if asked.samples == BEST else asked.samples
+            _console().print(samples.page(store, study.uuid, records, number))
+            return
     finally:
         store.close()
     if beaten_at is not None and time.time() - beaten_at < ALIVE_S:
@@ -69,7 +77,7 @@ def _show(asked: argparse.Namespace, url: str) -> None:
     if asked.csv:
         _print_csv(study, records)
     else:
-        _print_page(study, records, url, asked.top or None)
+        _print_page(study, records, used, url, asked.top or None)
 
 
 def _as_of_now(
@@ -101,12 +109,15 @@ def _print_csv(study: StudyRecord, records: Sequence[TrialRecord]) -> None:
 
 
 def _print_page(
-    study: StudyRecord, records: Sequence[TrialRecord], url: str, top: int | None
+    study: StudyRecord, records: Sequence[TrialRecord], used: Used, url: str, top: int | None
 ) -> None:
     console = _console()
     console.print(Text(_headline(study, records), "bold"))
     console.print(Text(_about(study), "dim"))
     console.print(summary.page(study, records, top))
+    if used.money is not None:
+        told = [f"{amount(used.device_seconds / HOUR)} device-hours", f"money {amount(used.money)}"]
+        console.print(summary.used(told))
     best = leaderboard.best(records)
     commands = summary.commands(study.study, Path(study.results_dir), url, best)
     console.print(summary.Commands(list(commands)), crop=False)
@@ -183,6 +194,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results-dir", default="results", help="default: results")
     parser.add_argument("--top", type=int, default=TOP, help=f"rows, 0 for all; default: {TOP}")
     parser.add_argument("--csv", action="store_true", help="all trials as CSV instead")
+    parser.add_argument(
+        "--samples", type=int, nargs="?", const=BEST, metavar="TRIAL",
+        help="what a trial writes for the evaluation prompts instead; default: the best trial",
+    )  # fmt: skip
     return parser
 
 

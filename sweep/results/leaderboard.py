@@ -90,6 +90,11 @@ def counts_towards_total(record: TrialRecord) -> bool:
     return record.outcome not in UNCOUNTED
 
 
+def why(record: TrialRecord) -> str:
+    """Why a trial did not go on, without what the columns say already."""
+    return _SAID_BY_COLUMNS.sub("", record.reason or "")
+
+
 def table(board: Board, rows: Rows, width: int) -> Table:
     """The rows as they come, None for an empty one, in columns that fit `width` cells."""
     before, after = _before(board, rows), _after(board, rows)
@@ -200,8 +205,7 @@ def _outcome(record: TrialRecord) -> Text:
 
 
 def _why(record: TrialRecord) -> Text:
-    reason = _SAID_BY_COLUMNS.sub("", record.reason or "")
-    return Text(wording.clean(reason, limit=200), "dim")
+    return Text(wording.clean(why(record), limit=200), "dim")
 
 
 _SAID_BY_COLUMNS = re.compile(r"^pruned at tick \d+ of \d+: ")

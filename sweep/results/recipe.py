@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,10 @@ from sweep.config import SweepConfig
 from sweep.results import wording
 from trials.contract import TrialConfig
 
-NOT_CONFIGURED = {"data": ("content_hash",)}  # found out by the worker, not set by a user
+NOT_CONFIGURED = {
+    "data": ("content_hash",),  # found out by the worker, not set by a user
+    "model": ("trust_remote_code",),  # whose code is run, each user types
+}
 
 
 def path(config: SweepConfig) -> Path:
@@ -52,7 +54,7 @@ def render(trial: TrialConfig, eval_loss: float | None) -> str:
 
 def replace(target: Path, text: str) -> None:
     """Writes a file aside, then renames it: a reader sees the old one or the new one."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    aside = target.with_name(f".{target.name}.new")  # of a killed process, if it is there
     aside.write_text(text, encoding="utf-8")
     aside.replace(target)
 

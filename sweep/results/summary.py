@@ -6,6 +6,7 @@ Shared by the end of a sweep and `python -m sweep.results`.
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def commands(
 ) -> Iterator[tuple[str, str]]:
     """What to type next, and what it does."""
     shown = typed(storage)
-    yield f"optuna-dashboard {quoted(shown)}", "every trial, in a browser"
+    dashboard = f"python -m sweep.dashboard {quoted(study)}{_place(results_dir, shown)}"
+    yield f"{dashboard} --open", "every trial, in a browser"
     if best is not None:
         trial = results_dir / study / "trials" / f"{best.number}.json"
         elsewhere = "" if here(results_dir) == "results" else _option("results_dir", results_dir)
@@ -64,6 +66,15 @@ def commands(
         yield f"python -m sweep {loads} +search=...", "searches on from the best configuration"
     where = "" if shown == DEFAULT_STORAGE else f" --storage {quoted(shown)}"
     yield f"python -m sweep.results {quoted(study)}{where}", "this leaderboard, at any time"
+    yield f"python -m sweep.report {quoted(study)}{_place(results_dir, shown)}", "all as one page"
+
+
+def _place(results_dir: Path, storage: str) -> str:
+    """Options for a command that reads a database and writes into the results folder."""
+    folder = here(results_dir)
+    said = "" if folder == "results" else f" --results-dir {quoted(folder)}"
+    usual = storage == f"sqlite:///{folder}/sweep.db"
+    return said if usual else f"{said} --storage {quoted(storage)}"
 
 
 def typed(storage: str) -> str:
@@ -100,12 +111,28 @@ def costs(records: Sequence[TrialRecord], ticks: int) -> Iterator[tuple[str, str
         seconds = sum(r.seconds * (ticks / r.ticks - 1) for r in pruned)
         saved = f"saved {wording.share(budget)} of the budget, about {wording.duration(seconds)}"
         yield "pruned", f"{len(pruned)} of {plural(len(ended), 'trial')}, {saved} of training"
-    spent = sum(r.seconds for r in records)
+    spent, most = sum(r.seconds for r in records), at_once(records)
+    shared = f", up to {most} at once on a device" if most > 1 else ""
     if spent:
         evaluating = wording.share(sum(r.eval_seconds for r in records) / spent)
-        yield "training", f"{wording.duration(spent)} in all, {evaluating} of it evaluation"
+        writing = sum(r.sample_seconds for r in records) / spent
+        samples = f", {wording.share(writing)} writing samples" if writing else ""
+        of_it = f"{evaluating} of it evaluation{samples}"
+        yield "training", f"{wording.duration(spent)} added up over trials{shared}, {of_it}"
     if failed := sum(r.outcome == "failed" for r in records):
         yield "failed", f"{plural(failed, 'trial')}; why is in the leaderboard and in the logs"
+
+
+def at_once(records: Sequence[TrialRecord]) -> int:
+    """The most trials that one worker trained at the same time, as far as they have ended."""
+    ends = [(r.worker, t, step) for r in records if r.finished_at is not None
+            for t, step in ((r.started_at, 1), (r.finished_at, -1))]  # fmt: skip
+    held: Counter[str] = Counter()
+    most = 0
+    for worker, _, step in sorted(ends):  # at the same moment one ends before another starts
+        held[worker] += step
+        most = max(most, held[worker])
+    return most
 
 
 def _lines(study: StudyRecord, records: Sequence[TrialRecord]) -> Iterator[tuple[str, Text]]:
@@ -122,6 +149,11 @@ def _lines(study: StudyRecord, records: Sequence[TrialRecord]) -> Iterator[tuple
     yield "files", Text(clean(f"{here(folder / study.study)}/"))
     if best is not None:
         yield "recipe", Text(clean(here(folder / "recipe" / f"{study.study}.yaml")))
+
+
+def used(parts: Sequence[str]) -> Text:
+    """What all runs of a study took, where it has a budget or a price."""
+    return Text.assemble(("used by all runs  ", "dim"), " · ".join(parts), "\n")
 
 
 def _option(name: str, path: Path) -> str:

@@ -14,8 +14,8 @@ from sweep.store import TrialRecord
 
 MEASURES = (
     "number", "outcome", "eval_loss", "eval_accuracy", "first_rung_loss", "ticks", "examples",
-    "tokens", "seconds", "eval_seconds", "memory_bytes", "trainable_parameters", "utilisation",
-    "attempt", "worker", "started_at", "finished_at", "adapter", "reason",
+    "tokens", "seconds", "eval_seconds", "sample_seconds", "memory_bytes", "trainable_parameters",
+    "utilisation", "attempt", "worker", "started_at", "finished_at", "adapter", "reason",
 )  # fmt: skip
 TIMES = ("started_at", "finished_at")
 FORMULA = ("=", "+", "-", "@")  # a spreadsheet would run text that begins so

@@ -92,6 +92,11 @@ def share(number: float | None) -> str:
     return f"{percent:.1f} %" if 0 < abs(percent) < 9.95 else f"{percent:.0f} %"
 
 
+def amount(number: float) -> str:
+    """An amount of money, or of hours, in as many digits as one looks at: 12.30, 0.012."""
+    return f"{number:.2f}" if number >= 0.1 or number == 0 else f"{number:.2g}"
+
+
 def below(baseline: float, number: float | None) -> str:
     """How far a loss lies from the untouched base's: "41 % below", "3.2 % above"."""
     if number is None or not math.isfinite(number) or not baseline or not math.isfinite(baseline):

@@ -13,17 +13,20 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from sweep.store import schema
+from sweep.store import older, samples, schema
 from sweep.store.database import connect, hurry, settle, shown, sqlite_path, upsert
 from sweep.store.records import StudyRecord as StudyRecord
 from sweep.store.records import TrialRecord as TrialRecord
 from sweep.store.records import finite, study_record, trial_record
 from sweep.store.records import study_of as study_of
+from sweep.store.runs import RunRecord as RunRecord
+from sweep.store.runs import read_runs, write_run
 from trials.contract import (
     CurvePoint,
     InputError,
     Outcome,
     Report,
+    Sample,
     Setup,
     TrialConfig,
     TrialResult,
@@ -41,6 +44,7 @@ class NothingThere(InputError):
 class Store:
     """The tables of one database. `create` makes those missing; without it nothing is written.
 
+    What the database of an older version lacks is added in any case, see `sweep.store.older`.
     Raises `InputError` where there is no such database, or one of a newer version than this.
     """
 
@@ -66,6 +70,8 @@ class Store:
                 version = sa.select(sa.func.max(schema.schema.c.version))
                 known = sa.inspect(db).has_table(schema.schema.name)
                 found = db.scalar(version) if known else None
+                if found is not None and found <= schema.VERSION:
+                    older.renew(db)
                 foreign = schema.foreign(db)
                 if found is None and create:
                     db.execute(schema.schema.insert().values(version=schema.VERSION))
@@ -98,17 +104,24 @@ class Store:
             "study": record.study, "n_trials": record.n_trials, "ticks": record.ticks,
             "baseline_loss": finite(record.baseline_loss), "model": record.model,
             "baseline_accuracy": record.baseline_accuracy, "data": record.data,
-            "baseline_samples": to_json(setup.baseline_samples), "device": record.device,
+            "device": record.device,
             "dimensions": to_json(record.dimensions), "results_dir": record.results_dir,
             "versions": to_json(dict(record.versions)), "setup": to_json(setup),
         }  # fmt: skip
-        first = {"first_rung": record.first_rung, "started_at": record.started_at,
-                 "seconds": record.seconds}  # fmt: skip
+        first: dict[str, Any] = {
+            "first_rung": record.first_rung, "started_at": record.started_at,
+            "seconds": record.seconds,
+        }  # fmt: skip
+        kept = row if setup.baseline_samples else first  # a run without samples leaves them
+        kept["baseline_samples"] = to_json(setup.baseline_samples)
         self._upsert(schema.studies, {"study_uuid": record.uuid}, row, first)
 
-    def spent(self, uuid: str, seconds: float) -> None:
-        """Sets the wall-clock seconds that a study has used over all runs."""
-        self._upsert(schema.studies, {"study_uuid": uuid}, {"seconds": seconds})
+    def spent(self, uuid: str, seconds: float, run: RunRecord | None = None) -> None:
+        """Sets the wall-clock seconds that a study has used over all runs, and this run's part."""
+        with self.engine.begin() as db:
+            upsert(db, schema.studies, {"study_uuid": uuid}, {"seconds": seconds})
+            if run is not None:
+                write_run(db, uuid, run)
 
     def start(
         self, uuid: str, trial: TrialConfig, params: Mapping[str, Any], worker: str, setup: Setup
@@ -116,7 +129,7 @@ class Store:
         """A trial, or its next attempt, goes to a worker."""
         row = {
             "outcome": RUNNING, "params": to_json(dict(params)), "worker": worker,
-            "started_at": time.time(), "device": setup.device.name, "samples": "[]",
+            "started_at": time.time(), "device": setup.device.name,
             "versions": to_json(setup.device.versions), "config": to_json(trial),
         }  # fmt: skip
         table = schema.trials
@@ -138,8 +151,8 @@ class Store:
         shared = {
             "eval_loss": finite(report.eval_loss), "eval_accuracy": report.eval_accuracy,
             "examples": report.examples, "tokens": report.tokens, "seconds": report.seconds,
-            "eval_seconds": report.eval_seconds, "memory_bytes": report.memory_bytes,
-            "utilisation": report.utilisation,
+            "eval_seconds": report.eval_seconds, "sample_seconds": report.sample_seconds,
+            "memory_bytes": report.memory_bytes, "utilisation": report.utilisation,
         }  # fmt: skip
         now = {**shared, "worker": report.worker, "slot": report.slot, "reported_at": time.time()}
         trial = {**shared, "ticks": report.tick}
@@ -149,6 +162,7 @@ class Store:
             upsert(db, schema.ticks, {**key, "tick": report.tick}, now)
             upsert(db, schema.trials, key, trial)
             self._curve(db, key, report.tick, report.history)
+            samples.keep(db, key, report.tick, report.samples)
 
     def finish(self, uuid: str, result: TrialResult, *, first_rung_loss: float | None) -> None:
         """A trial ended, or was stopped to be continued."""
@@ -157,14 +171,15 @@ class Store:
             "outcome": result.outcome.value, "reason": result.reason, "ticks": result.ticks,
             "eval_loss": finite(result.eval_loss), "eval_accuracy": result.eval_accuracy,
             "examples": result.examples, "tokens": result.tokens, "seconds": result.seconds,
-            "eval_seconds": result.eval_seconds, "memory_bytes": result.memory_bytes,
-            "trainable_parameters": result.trainable_parameters, "adapter": result.adapter,
-            "samples": to_json(result.samples), "finished_at": time.time(),
+            "eval_seconds": result.eval_seconds, "sample_seconds": result.sample_seconds,
+            "memory_bytes": result.memory_bytes, "adapter": result.adapter,
+            "trainable_parameters": result.trainable_parameters, "finished_at": time.time(),
             "first_rung_loss": finite(first_rung_loss),
         }  # fmt: skip
         with self.engine.begin() as db:
             upsert(db, schema.trials, key, row)
             self._curve(db, key, result.ticks + 1, result.history)
+            samples.keep(db, key, result.ticks, result.samples)
 
     def _upsert(
         self,
@@ -192,6 +207,11 @@ class Store:
             rows = db.execute(sa.select(schema.studies).order_by(schema.studies.c.started_at))
             return [study_record(row) for row in rows.mappings()]
 
+    def runs(self, uuid: str) -> list[RunRecord]:
+        """A study's runs, the first one first; none of the time before they were kept."""
+        with self.engine.connect() as db:
+            return read_runs(db, uuid)
+
     def setup(self, uuid: str) -> Setup:
         """What the study's worker found when it last prepared. Raises ValueError on an old form."""
         table = schema.studies
@@ -207,7 +227,7 @@ class Store:
 
     def trials(self, uuid: str, number: int | None = None) -> list[TrialRecord]:
         """The study's trials (or one) by number: the latest attempt, the ticks of all attempts."""
-        rest = [c for c in schema.trials.c if c.name not in ("config", "samples", "versions")]
+        rest = [c for c in schema.trials.c if c.name not in ("config", "versions")]
         ticks = schema.ticks.c
         chosen = sa.select(ticks.number, ticks.tick, ticks.eval_loss)
         with self.engine.connect() as db:
@@ -234,21 +254,23 @@ class Store:
 
     def trial_config(self, uuid: str, number: int) -> TrialConfig:
         """A trial's complete configuration, its latest attempt. Raises `InputError` if unknown."""
-        return from_json(TrialConfig, self._latest(uuid, number, schema.trials.c.config))
-
-    def samples(self, uuid: str, number: int) -> list[dict[str, str]]:
-        """What the trial's model wrote for the evaluation prompts: prompt, reference, generated."""
-        samples: list[dict[str, str]] = json.loads(
-            self._latest(uuid, number, schema.trials.c.samples)
-        )
-        return samples
-
-    def _latest(self, uuid: str, number: int, column: sa.Column[Any]) -> str:
+        chosen = sa.select(schema.trials.c.config)
         with self.engine.connect() as db:
-            found = db.scalars(_of(sa.select(column), schema.trials, uuid, number)).all()
+            found = db.scalars(_of(chosen, schema.trials, uuid, number)).all()
         if not found:
             raise InputError(f"There is no trial {number} in this study.")
-        return str(found[-1])
+        return from_json(TrialConfig, str(found[-1]))
+
+    def samples(self, uuid: str, number: int) -> dict[int, tuple[Sample, ...]]:
+        """What a trial's model wrote for the evaluation prompts, by tick; the end's is the last."""
+        with self.engine.connect() as db:
+            return samples.by_tick(db, uuid, number)
+
+    def baseline_samples(self, uuid: str) -> tuple[Sample, ...]:
+        """What the untouched base wrote for the same prompts."""
+        with self.engine.connect() as db:
+            return samples.baseline(db, uuid)
+
 
 _MEASURES = ("train_loss", "learning_rate", "grad_norm", "tokens_per_s")
 

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sweep.secrets import masked
 from trials.contract import InputError
 
-BUSY_TIMEOUT_S = 60.0  # how long a locked SQLite file is waited for
+BUSY_TIMEOUT_S = 5.0  # how long a locked SQLite file is waited for without a word
 
 
 def shown(url: str) -> str:

@@ -35,6 +35,7 @@ class TrialRecord:
     tokens: int
     seconds: float
     eval_seconds: float
+    sample_seconds: float
     memory_bytes: int
     trainable_parameters: int
     utilisation: float | None

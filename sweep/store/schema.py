@@ -89,6 +89,7 @@ trials = Table(
     Column("tokens", BigInteger, nullable=False, default=0),
     Column("seconds", Double, nullable=False, default=0.0),
     Column("eval_seconds", Double, nullable=False, default=0.0),
+    Column("sample_seconds", Double, nullable=False, default=0.0, server_default="0"),
     Column("memory_bytes", BigInteger, nullable=False, default=0),
     Column("trainable_parameters", BigInteger, nullable=False, default=0),
     Column("utilisation", Double),
@@ -99,7 +100,6 @@ trials = Table(
     Column("device", Text, nullable=False),
     Column("versions", LONG, nullable=False),
     Column("config", LONG, nullable=False),
-    Column("samples", LONG, nullable=False),
 )
 
 ticks = Table(
@@ -115,6 +115,7 @@ ticks = Table(
     Column("tokens", BigInteger, nullable=False),
     Column("seconds", Double, nullable=False),
     Column("eval_seconds", Double, nullable=False),
+    Column("sample_seconds", Double, nullable=False, default=0.0, server_default="0"),
     Column("memory_bytes", BigInteger, nullable=False),
     Column("utilisation", Double),
     Column("worker", String(255), nullable=False),
@@ -131,6 +132,30 @@ curves = Table(
     _key("tick", Integer),  # the tick that these optimizer steps led to
     # [[examples, train_loss, learning_rate, grad_norm, tokens_per_s], ...]
     Column("points", LONG, nullable=False),
+)
+
+samples = Table(
+    "sweep_samples",
+    metadata,
+    _key("study_uuid", String(36)),
+    _key("number", Integer),
+    _key("attempt", Integer),
+    _key("tick", Integer),  # how far the trial was
+    Column("samples", LONG, nullable=False),  # [{prompt, reference, generated}, ...]
+)
+
+runs = Table(
+    "sweep_runs",
+    metadata,
+    _key("study_uuid", String(36)),
+    _key("run", Integer),
+    Column("host", String(255), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("devices", Integer, nullable=False),
+    Column("price_per_hour", Double),
+    Column("started_at", Double, nullable=False),
+    Column("seconds", Double, nullable=False),
+    Column("trials", LONG, nullable=False),  # {number: [seconds, device seconds]}, not ended ones
 )
 
 locks = Table(
@@ -153,5 +178,18 @@ event.listen(
         "point.key as step, point.value ->> 0 as examples, point.value ->> 1 as train_loss, "
         "point.value ->> 2 as learning_rate, point.value ->> 3 as grad_norm, "
         "point.value ->> 4 as tokens_per_s from sweep_curves, json_each(points) as point"
+    ).execute_if(dialect="sqlite"),
+)
+
+event.listen(
+    metadata,
+    "after_create",
+    DDL(  # type: ignore[no-untyped-call]
+        "create view if not exists sweep_sample as select s.study_uuid, number, attempt, tick, "
+        "own.key as place, own.value ->> 'prompt' as prompt, own.value ->> 'reference' as "
+        "reference, (select base.value ->> 'generated' from sweep_studies as study, "
+        "json_each(study.baseline_samples) as base where study.study_uuid = s.study_uuid and "
+        "base.key = own.key) as base, own.value ->> 'generated' as generated "
+        "from sweep_samples as s, json_each(s.samples) as own"
     ).execute_if(dialect="sqlite"),
 )

@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config import SweepConfig
 from sweep.store import NothingThere, Store, TrialRecord, study_of
-from sweep.store.database import engine_options, hurry, shown, sqlite_path
+from sweep.store.database import engine_options, hurry, shown
+from sweep.store.runs import RunRecord
+from sweep.streams import tell
 from sweep.study import identity, lock
+from sweep.study.guard import Guard, database_error
 from sweep.study.lock import StudyLock
+from sweep.study.places import check_writable, nothing_left_behind
 from sweep.study.pruners import Pruner, pruner
 from sweep.study.samplers import Sampling, sampling
 from trials.contract import InputError, Setup
 
-ATTRIBUTE = "sweep"  # the study's own attribute that says what it is
+ATTRIBUTE = "sweep"  # says what the study is; Optuna's own half of attributes, none shows it
+NO_TABLE = ("no such table", "does not exist", "doesn't exist")  # SQLite, PostgreSQL, MySQL
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)  # failed trials do not count
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -39,19 +40,34 @@ class OpenStudy:
 
     study: optuna.Study
     storage: RDBStorage
-    store: Store
-    lock: StudyLock
+    tables: Store
+    held: StudyLock
+    guard: Guard
     uuid: str
     pruner: Pruner
     sampling: Sampling
     seconds: float  # wall-clock of all earlier runs
 
+    def __post_init__(self) -> None:
+        self.store = self.guard.around(self.tables)  # what is written while trials run
+        self.lock = self.guard.around(self.held)
+
+    def known(self) -> list[TrialRecord]:
+        """The trials as far as they can be read, also of a lost database."""
+        with suppress(sa.exc.SQLAlchemyError):
+            return self.tables.trials(self.uuid)
+        return []
+
     def close(self) -> None:
-        """Lets the next driver in and gives the connections back."""
-        self.lock.release()
-        self.storage.remove_session()
+        """Lets the next driver in and gives the connections back, also of a lost database."""
+        for step in (self.held.release, self.storage.remove_session):
+            with suppress(sa.exc.SQLAlchemyError):
+                step()
         self.storage.engine.dispose()
-        self.store.close()
+        if self.guard.gone:
+            self.tables.engine.dispose()  # a connection made now would make an empty file
+        else:
+            self.tables.close()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,19 +79,72 @@ class Standing:
     uuid: str
     first_rung: int
     seconds: float  # wall-clock of all runs
+    runs: list[RunRecord]
     records: list[TrialRecord]
     setup: Setup | None  # null: written by an older version
     configured: dict[str, Any] | None  # model and data as typed; null: likewise
+    facts: dict[str, Any]  # what its results depend on, see `sweep.study.identity`
+    frozen: list[FrozenTrial]  # all trials as Optuna has them
 
 
-def look(config: SweepConfig) -> Standing | None:
+def look(config: SweepConfig, note: Callable[[str], None] = tell) -> Standing | None:
     """How far the study is, or null where there is none yet. Nothing is written.
 
     Raises `InputError` for whatever already shows that this command cannot go on with it.
     """
     pruner(config.pruner, ticks=config.values["budget.ticks"], study=config.study)
     sampling(config.sampler, config.space, config.values, config.seed)
-    _check_writable(config)
+    check_writable(config)
+    return Guard(config.storage, note).call(_look, config)
+
+
+def open_study(config: SweepConfig, setup: Setup, guard: Guard | None = None) -> OpenStudy:
+    """Opens the study, or makes it; leaves nothing half-made. Raises `InputError`."""
+    guard = guard or Guard(config.storage, tell)
+    with nothing_left_behind(config):
+        store = guard.call(Store, config.storage, create=True)
+        try:
+            held = guard.call(lock.take, store.engine, config.study)
+        except BaseException:
+            store.close()
+            raise
+        try:
+            return _opened(config, setup, guard, store, held)
+        except BaseException:
+            held.release()
+            store.close()
+            raise
+
+
+def what_it_is(study: optuna.Study) -> dict[str, Any] | None:
+    """What `sweep` noted of a study when it was made; null where that was not by `sweep`."""
+    noted = study._storage.get_study_system_attrs(study._study_id)
+    return noted.get(ATTRIBUTE) or study.user_attrs.get(ATTRIBUTE)  # where it was once kept
+
+
+def _opened(
+    config: SweepConfig, setup: Setup, guard: Guard, store: Store, held: StudyLock
+) -> OpenStudy:
+    """Each step may be repeated, so each is made as often as the database asks for it."""
+    rule = pruner(config.pruner, ticks=config.values["budget.ticks"], study=config.study)
+    proposals = sampling(config.sampler, config.space, config.values, config.seed)
+    facts = identity.planned(config) | identity.found(setup)
+    storage = guard.call(_storage, config.storage, create=True)
+    try:
+        study, known = guard.call(_load_or_create, config, storage, facts)
+        identity.refuse_other(config.study, known["facts"], facts)
+        uuid, first_rung = known["uuid"], rule.first_rung
+        seconds = guard.call(_write_row, config, setup, store, uuid, first_rung)
+        guard.call(_describe, config, setup, study)
+    except BaseException:
+        storage.remove_session()
+        storage.engine.dispose()
+        raise
+    guard.hold(held)
+    return OpenStudy(study, storage, store, held, guard, uuid, rule, proposals, seconds)
+
+
+def _look(config: SweepConfig) -> Standing | None:
     try:
         store = Store(config.storage)
     except NothingThere:
@@ -87,33 +156,11 @@ def look(config: SweepConfig) -> Standing | None:
         store.close()
 
 
-def open_study(config: SweepConfig, setup: Setup) -> OpenStudy:
-    """Opens the study, or makes it; leaves nothing half-made. Raises `InputError`."""
-    rule = pruner(config.pruner, ticks=config.values["budget.ticks"], study=config.study)
-    proposals = sampling(config.sampler, config.space, config.values, config.seed)
-    facts = identity.planned(config) | identity.found(setup)
-    with _nothing_left_behind(config):
-        store = Store(config.storage, create=True)
-        held = lock.take(store.engine, config.study)
-        storage = _storage(config.storage, create=True)
-        try:
-            study, known = _load_or_create(config, storage, facts)
-            identity.refuse_other(config.study, known["facts"], facts)
-            seconds = _write_row(config, setup, store, known["uuid"], rule.first_rung)
-            _describe(config, setup, study)
-        except BaseException:
-            held.release()
-            storage.engine.dispose()
-            store.close()
-            raise
-    return OpenStudy(study, storage, store, held, known["uuid"], rule, proposals, seconds)
-
-
 def _standing(config: SweepConfig, store: Store) -> Standing | None:
     """Null where there is no such study, or a driver was killed while it made Optuna's tables."""
-    with suppress(KeyError, StorageInternalError), _read_only(config.storage) as storage:
+    with suppress(KeyError, _Unfinished), _read_only(config.storage) as storage:
         study = optuna.load_study(study_name=config.study, storage=storage)
-        if known := study.user_attrs.get(ATTRIBUTE):
+        if known := what_it_is(study):
             facts = identity.planned(config)
             identity.refuse_other(config.study, known["facts"], facts, same_names=False)
             return _progress(study, store, known)
@@ -122,7 +169,8 @@ def _standing(config: SweepConfig, store: Store) -> Standing | None:
 
 def _progress(study: optuna.Study, store: Store, known: dict[str, Any]) -> Standing | None:
     study_uuid = known["uuid"]
-    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    frozen = study.get_trials(deepcopy=False)
+    states = [trial.state for trial in frozen]
     row = next((row for row in store.studies() if row.uuid == study_uuid), None)
     if row is None:
         return None
@@ -136,19 +184,32 @@ def _progress(study: optuna.Study, store: Store, known: dict[str, Any]) -> Stand
         uuid=study_uuid,
         first_rung=row.first_rung,
         seconds=row.seconds,
+        runs=store.runs(study_uuid),
         records=store.trials(study_uuid),
         setup=setup,
         configured=known.get("configured"),
+        facts=known["facts"],
+        frozen=frozen,
     )
+
+
+class _Unfinished(Exception):
+    """Optuna's tables are not all there."""
 
 
 @contextmanager
 def _read_only(url: str) -> Iterator[RDBStorage]:
-    storage = _storage(url, create=False)
     try:
-        yield storage
-    finally:
-        storage.engine.dispose()
+        storage = _storage(url, create=False)
+        try:
+            yield storage
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+    except StorageInternalError as error:
+        if any(word in str(database_error(error)) for word in NO_TABLE):
+            raise _Unfinished from error
+        raise
 
 
 def _storage(url: str, *, create: bool) -> RDBStorage:
@@ -170,8 +231,8 @@ def _load_or_create(
     study = optuna.create_study(
         study_name=config.study, storage=storage, direction="minimize", load_if_exists=True
     )
-    if ATTRIBUTE in study.user_attrs:
-        return study, study.user_attrs[ATTRIBUTE]
+    if known := what_it_is(study):
+        return study, known
     if study.get_trials(deepcopy=False):
         raise InputError(
             f"Study {config.study!r} in {shown(config.storage)} was not made by sweep. "
@@ -179,7 +240,7 @@ def _load_or_create(
         )
     typed = identity.configured(config.model, config.data)
     known = {"uuid": str(uuid.uuid4()), "facts": facts, "configured": typed}
-    study.set_user_attr(ATTRIBUTE, known)
+    storage.set_study_system_attr(study._study_id, ATTRIBUTE, known)
     return study, known
 
 
@@ -205,81 +266,3 @@ def _describe(config: SweepConfig, setup: Setup, study: optuna.Study) -> None:
     for name, value in facts.items():
         if study.user_attrs.get(name) != value:
             study.set_user_attr(name, value)
-
-
-@contextmanager
-def _nothing_left_behind(config: SweepConfig) -> Iterator[None]:
-    """Makes the folders; on an error removes those, and the database file, that were not there."""
-    path = sqlite_path(config.storage)
-    folders = _missing(config.results_dir) + (_missing(path.parent) if path else [])
-    try:
-        for folder in folders:
-            folder.mkdir(exist_ok=True)
-        with _one_at_a_time(path.parent) if path else nullcontext():
-            with _removed_on_error(path) if path and not path.exists() else nullcontext():
-                yield
-    except BaseException:
-        for folder in reversed(folders):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-        raise
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Two sweeps that start on one new SQLite file must not both make its tables, nor remove it."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _removed_on_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        for end in ("", "-journal", "-wal", "-shm"):
-            Path(f"{path}{end}").unlink(missing_ok=True)
-        raise
-
-
-def _missing(folder: Path) -> list[Path]:
-    """The folders on the way that do not exist yet, the outermost first."""
-    missing = [part for part in (folder, *folder.parents) if not part.exists()]
-    return missing[::-1]
-
-
-def _check_writable(config: SweepConfig) -> None:
-    """Raises `InputError` where the database's file or the results could not be written."""
-    path = sqlite_path(config.storage)
-    for name, folder in (("results_dir", config.results_dir), ("storage", path and path.parent)):
-        if folder is not None:
-            _check_folder(name, folder)
-    if path and path.exists() and not os.access(path, os.W_OK):
-        raise InputError(f"storage={shown(config.storage)}: {path} is read-only.")
-
-
-def _check_folder(name: str, folder: Path) -> None:
-    try:
-        there = next(part for part in (folder, *folder.absolute().parents) if part.exists())
-        if not there.is_dir():
-            raise InputError(f"{name}: {there} is not a folder. Type {name}=<a place for it>.")
-        if there != folder:
-            _check_names(there, folder)
-        os.rmdir(tempfile.mkdtemp(prefix=".sweep-", dir=there))  # /proc says yes, and does not
-    except OSError as error:
-        raise InputError(
-            f"{name}: {folder} cannot be written to: {error.strerror}. "
-            f"Type {name}=<a place to write to>."
-        ) from None
-
-
-def _check_names(there: Path, folder: Path) -> None:
-    """Raises OSError for a name that is too long; the system says so before it is missing."""
-    for part in folder.relative_to(there).parts:
-        with suppress(FileNotFoundError):
-            os.stat(there / part)

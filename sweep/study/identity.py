@@ -18,10 +18,7 @@ from sweep.config.leaves import show
 from sweep.space import Dimension
 from trials.contract import DataConfig, InputError, ModelConfig, Setup
 
-FREE = {
-    "train.micro_batch_size", "train.gradient_checkpointing",
-    "budget.wall_clock_hours", "budget.max_failures",
-}  # fmt: skip
+FREE = {"train.micro_batch_size", "train.gradient_checkpointing"}
 MODEL = ("name", "revision", "quantisation", "double_quantisation", "dtype")
 DATA = ("format", "content_hash", "max_length", "loss_on")  # the hash covers rows and subsets
 TOLERANT = ("model.trust_remote_code", "data.max_dropped", "data.content_hash")

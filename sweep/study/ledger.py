@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sweep.secrets import masked
 from sweep.study.pruners import Curve, Pruner
 from trials.contract import (
     CONTINUE,
@@ -19,6 +20,8 @@ from trials.contract import (
     Verdict,
     to_json,
 )
+
+MOST_DEATHS = 2  # of workers under one trial, before it is failed
 
 
 @dataclass(kw_only=True)
@@ -32,6 +35,7 @@ class Live:
     worker: str | None = None  # null: waits for one
     stopped: Verdict | None = None  # after STOP nothing it reports counts
     last: Report | None = None
+    passed: int = 0  # the last tick after which this driver told it to go on
     deaths: int = 0  # of its worker, since it last got further
     died_at: int = 0  # its tick then
 
@@ -40,9 +44,31 @@ class Live:
         """Its worker died under it: until it gets further, it trains alone, to be judged alone."""
         return self.deaths > 0
 
+    @property
+    def rows(self) -> int:
+        """The most examples in one forward, as far as the configuration says."""
+        train = self.config.train
+        return min(train.micro_batch_size or train.batch_size, train.batch_size)
+
+    def got_to(self, tick: int, loss: float) -> None:
+        """A tick that was not told before; infinity stands for a loss that is not finite."""
+        self.curve.losses[tick] = loss
+        if tick > self.died_at:
+            self.deaths = 0
+
+    def answered(self, report: Report, verdict: Verdict) -> None:
+        """What it was told at a tick."""
+        self.last, self.stopped = report, verdict if verdict.stop else None
+        self.passed = self.passed if verdict.stop else max(self.passed, report.tick)
+
     def judge(self, report: Report, pruner: Pruner, others: Iterable[Curve]) -> Verdict:
-        """What a tick means for the trial. At the last one it is complete, however it did."""
+        """What a tick means for the trial. At the last one it is complete, however it did.
+
+        Once told to go on, a trial that tells a tick again is told the same.
+        """
         tick, ticks = report.tick, self.config.budget.ticks
+        if report.again or tick <= self.passed or tick < max(self.curve.losses):
+            return CONTINUE
         if not math.isfinite(report.eval_loss):
             why = f"evaluation loss is {report.eval_loss} at tick {tick} of {ticks}"
             return Verdict(stop=True, reason=why, outcome=Outcome.DIVERGED)
@@ -52,8 +78,32 @@ class Live:
             return Verdict(stop=True, reason=f"pruned at tick {tick} of {ticks}: {why_not}")
         return CONTINUE
 
+    def died(self, reason: str, *, memory: bool, blamed: bool) -> TrialResult | None:
+        """What its worker's death makes of it; null: it is tried again.
+
+        `memory`: for lack of it, so half the micro-batch may help. `blamed` false: it goes on.
+        """
+        self.deaths += 1
+        self.died_at = max(self.curve.losses, default=0)
+        if self.stopped and self.stopped.outcome is not Outcome.STOPPED:
+            return self.cut_short(self.stopped.outcome, self.stopped.reason)
+        if not blamed or self.deaths < MOST_DEATHS or memory and self.rows > 1:
+            return None
+        why = f"took its worker down {self.deaths} times; the last time: {reason}"
+        return self.cut_short(Outcome.INFEASIBLE if memory else Outcome.FAILED, why)
+
+    def again(self, *, smaller: bool = False) -> None:
+        """Waits for a worker; `smaller`: halves the micro-batch, which changes no result."""
+        train = self.config.train
+        if smaller:
+            train = replace(train, micro_batch_size=max(1, self.rows // 2))
+        self.config = replace(self.config, attempt=self.config.attempt + 1, train=train)
+        self.worker = self.stopped = None
+
     def honest(self, result: TrialResult) -> TrialResult:
         """The result as the driver's own verdict, and a loss that is not finite, have it."""
+        if result.reason:
+            result = replace(result, reason=masked(result.reason))
         if self.stopped and result.outcome in (Outcome.COMPLETE, Outcome.PRUNED):
             said = self.stopped
             return replace(result, outcome=said.outcome, reason=said.reason)
@@ -76,7 +126,7 @@ class Live:
         if self.last is None:
             return result
         names = ("eval_loss", "eval_accuracy", "examples", "tokens", "seconds", "eval_seconds",
-                 "memory_bytes")  # fmt: skip
+                 "sample_seconds", "memory_bytes", "samples")  # fmt: skip
         known = {name: getattr(self.last, name) for name in names}
         return replace(result, ticks=self.last.tick, **known)
 

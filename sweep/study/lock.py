@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 import uuid
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ import sqlalchemy as sa
 from sweep.store import schema
 from trials.contract import InputError
 
+SAME_S = 0.5  # between two readings of when one process started
 STALE_S = 600.0  # a driver of another host is taken for dead after so long without a sign of life
-BEAT_S = 20.0  # between two signs of life
+BEAT_S = 2.0  # between two signs of life; a killed run is counted up to its last one
 
 
 @dataclass
@@ -28,21 +30,38 @@ class StudyLock:
     beaten: float = 0.0
 
     def beat(self) -> bool:
-        """Gives a sign of life where the last one is a while ago; says whether it did."""
-        if time.monotonic() - self.beaten < BEAT_S:
+        """Gives a sign of life where the last one is a while ago; says whether it did.
+
+        By the clock that others read: after a machine's sleep, or a clock set back, at once.
+        """
+        now = time.time()
+        if abs(now - self.beaten) < BEAT_S:
             return False
-        self.beaten = time.monotonic()
-        self._update(alive_at=time.time())
+        self.touch(now)
         return True
+
+    def touch(self, now: float) -> None:
+        """Gives a sign of life."""
+        mine = schema.locks.update().where(*self._mine())
+        with self.engine.begin() as db:
+            db.execute(mine.values(alive_at=now))
+        self.beaten = now
+
+    def taken_by(self) -> str | None:
+        """Who holds the study by now; null while this process does."""
+        table = schema.locks.c
+        query = sa.select(table.token, table.pid, table.host).where(table.study == self.study)
+        with self.engine.connect() as db:
+            row = db.execute(query).first()
+        if row is None:
+            return "its lock was removed"
+        taken = f"process {row.pid} on {row.host} took it over after a long silence"
+        return None if row.token == self.token else taken
 
     def release(self) -> None:
         """Lets the next driver in."""
         with self.engine.begin() as db:
             db.execute(schema.locks.delete().where(*self._mine()))
-
-    def _update(self, **values: float) -> None:
-        with self.engine.begin() as db:
-            db.execute(schema.locks.update().where(*self._mine()).values(**values))
 
     def _mine(self) -> list[sa.ColumnElement[bool]]:
         return [schema.locks.c.study == self.study, schema.locks.c.token == self.token]
@@ -54,10 +73,9 @@ def take(engine: sa.Engine, study: str) -> StudyLock:
     Raises `InputError` that names the holder where another driver lives.
     """
     now, me = time.time(), os.getpid()
-    lock = StudyLock(engine, study, str(uuid.uuid4()), time.monotonic())
+    lock = StudyLock(engine, study, str(uuid.uuid4()), now)
     row = {"study": study, "token": lock.token, "host": socket.gethostname(), "pid": me,
-           "process_started": psutil.Process(me).create_time(), "since": now,
-           "alive_at": now}  # fmt: skip
+           "process_started": _started(me), "since": now, "alive_at": now}  # fmt: skip
     dead = refuse_if_held(engine, study)
     try:
         with engine.begin() as db:
@@ -95,9 +113,17 @@ def refuse_if_held(engine: sa.Engine, study: str) -> str | None:
 
 def _alive(row: sa.RowMapping) -> bool:
     if row["host"] != socket.gethostname():
-        return bool(time.time() - row["alive_at"] < STALE_S)
+        # A sign of life from the far future is of a clock that was wrong then. Should its driver
+        # live after all, it finds its lock taken and stops.
+        return bool(abs(time.time() - row["alive_at"]) < STALE_S)
     try:
-        started = psutil.Process(row["pid"]).create_time()
+        started = _started(row["pid"])
     except psutil.NoSuchProcess:
         return False
-    return bool(abs(started - row["process_started"]) < 2.0)  # the pid may be another's by now
+    return bool(abs(started - row["process_started"]) < SAME_S)  # the pid may be another's by now
+
+
+def _started(pid: int) -> float:
+    """When a process started; on Linux since the boot, so that no clock set anew changes it."""
+    started: float = psutil.Process(pid).create_time()
+    return started - psutil.boot_time() if sys.platform == "linux" else started

@@ -7,7 +7,9 @@ so memory is never behind. Each change is one transaction; a trial appears with 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import optuna
@@ -15,14 +17,17 @@ from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
+from sweep.study.guard import Guard
+
 Params = dict[str, Any]
 
 
 class MirroredStudy:
     """One study, owned by this process. Trials are named by their number."""
 
-    def __init__(self, stored: optuna.Study, storage: RDBStorage) -> None:
-        self._storage, self._stored_id = storage, stored._study_id
+    def __init__(self, stored: optuna.Study, storage: RDBStorage, guard: Guard) -> None:
+        self._guard, self._unguarded = guard, storage
+        self._storage, self._stored_id = guard.around(storage), stored._study_id
         self.before: list[FrozenTrial] = stored.get_trials(deepcopy=False)
         self._ids = {trial.number: trial._trial_id for trial in self.before}
         self._memory = optuna.create_study(
@@ -40,7 +45,7 @@ class MirroredStudy:
         template = create_trial(
             state=TrialState.RUNNING, params=known.params, distributions=known.distributions
         )
-        self._ids[trial.number] = self._storage.create_new_trial(self._stored_id, template)
+        self._ids[trial.number] = self._guard.call(self._create, trial.number, template)
         self._trials[trial.number] = trial
         return trial.number, params
 
@@ -71,3 +76,11 @@ class MirroredStudy:
         """Ends a trial for good; a pruned one has its last reported loss as its value."""
         told = self._memory.tell(self._trials.pop(number), loss, state)
         self._storage.set_trial_state_values(self._ids[number], told.state, told.values)
+
+    def _create(self, number: int, template: FrozenTrial) -> int:
+        """The stored trial's id; repeatable, also where only the answer was lost."""
+        if self._guard.lock is not None:
+            self._guard.lock.touch(time.time())  # Optuna would try five times without a word
+        with suppress(KeyError):
+            return self._unguarded.get_trial_id_from_study_id_trial_number(self._stored_id, number)
+        return self._unguarded.create_new_trial(self._stored_id, template)

@@ -10,6 +10,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sweep.config import SweepConfig
+from sweep.results.wording import clean
 from sweep.space import overlay
 from sweep.store import TrialRecord
 from sweep.study import COUNTED, OpenStudy
@@ -18,6 +19,7 @@ from sweep.study.mirror import MirroredStudy
 from sweep.study.pruners import Curve, judged_from
 from trials.contract import Outcome, Report, Setup, TrialResult, tick_examples
 
+REASON_LIMIT = 300  # characters shown in the dashboard's table; our tables have all
 COPY = "copy"  # stands where a worker's name would
 LEARNT_FROM = (Outcome.PRUNED, Outcome.DIVERGED, Outcome.INFEASIBLE)  # told as PRUNED
 ENDED = {outcome.value for outcome in Outcome} - {Outcome.STOPPED.value}
@@ -35,7 +37,7 @@ class Proposals:
 
     def __post_init__(self) -> None:
         self._size = self.config.space.size()
-        self.study = MirroredStudy(self.open.study, self.open.storage)
+        self.study = MirroredStudy(self.open.study, self.open.storage, self.open.guard)
 
     @property
     def done(self) -> bool:
@@ -60,7 +62,7 @@ class Proposals:
                 self._remember(frozen, record)
             elif record is not None and record.outcome in ENDED:
                 live = self._attach(frozen, record, record.attempt)
-                uncommitted.append((live, _as_result(record, live)))
+                uncommitted.append((live, self._stored(record, live, frozen.number)))
             else:
                 self._attach(frozen, record, record.attempt + 1 if record else 0)
         return uncommitted
@@ -106,9 +108,18 @@ class Proposals:
         self.study.describe(number, "copy_of", original)
         why = f"same configuration as trial {original}"
         reason = f"{why}: {record.reason}" if record.reason else why
-        same = dataclasses.replace(_as_result(record, live), reason=reason, adapter=None)
-        free = dataclasses.replace(same, seconds=0.0, eval_seconds=0.0, tokens=0, worker=COPY)
+        same = self._stored(record, live, original)
+        free = dataclasses.replace(
+            same, reason=reason, adapter=None, seconds=0.0, eval_seconds=0.0, sample_seconds=0.0,
+            tokens=0, worker=COPY,
+        )  # fmt: skip
         return [r for r in reports if r.tick not in live.curve.losses], free
+
+    def _stored(self, record: TrialRecord, live: Live, number: int) -> TrialResult:
+        """A stored end as the result of a live trial, with what trial `number` wrote last."""
+        written = self.open.store.samples(self.open.uuid, number)
+        last = next(reversed(written.values()), ())
+        return dataclasses.replace(_as_result(record, live), samples=last)
 
     def _ask(self) -> Live:
         sampler = self.open.sampling(len(self.ledger.curves))  # the next number
@@ -161,7 +172,7 @@ class Proposals:
         first = live.curve.losses.get(self.open.pruner.first_rung)
         facts: dict[str, Any] = {
             "outcome": result.outcome.value,
-            "reason": result.reason,
+            "reason": result.reason and clean(result.reason, limit=REASON_LIMIT),
             "first_rung_loss": first if first is not None and math.isfinite(first) else None,
             "seconds": round(result.seconds, 3),
             "tokens": result.tokens,
@@ -205,6 +216,7 @@ def _as_result(record: TrialRecord, live: Live) -> TrialResult:
         tokens=record.tokens,
         seconds=record.seconds,
         eval_seconds=record.eval_seconds,
+        sample_seconds=record.sample_seconds,
         memory_bytes=record.memory_bytes,
         trainable_parameters=record.trainable_parameters,
         reason=record.reason,

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState
-from sweeping import Recorder, in_optuna, prepare, ready, run_inline, stored, sweep_config
+from sweeping import (
+    Recorder,
+    in_optuna,
+    prepare,
+    ready,
+    run_inline,
+    stored,
+    sweep_config,
+    take,
+    tick_report,
+)
 
 from sweep.config import SweepConfig
 from sweep.ending import BUDGET, COMPLETE, FAILED, INTERRUPTED
@@ -22,6 +32,7 @@ from trials.contract import (
     InputError,
     Outcome,
     Report,
+    Sample,
     TrialConfig,
     TrialResult,
     Turn,
@@ -34,16 +45,8 @@ def config(tmp_path: Path) -> SweepConfig:
     return sweep_config(tmp_path)
 
 
-def take(link: Driver) -> TrialConfig:
-    trial = link.next_trial()
-    assert isinstance(trial, TrialConfig)
-    return trial
-
-
 def tell(link: Driver, trial: TrialConfig, tick: int, loss: float) -> Verdict:
-    report = Report(trial=trial.number, attempt=trial.attempt, tick=tick, eval_loss=loss,
-                    examples=240 * tick, tokens=1, seconds=1.0)  # fmt: skip
-    return link.report(report)
+    return link.report(tick_report(trial, tick, loss))
 
 
 def end(
@@ -230,7 +233,7 @@ def test_a_stop_lets_a_trial_at_its_last_tick_complete(config: SweepConfig) -> N
 
 
 def test_wall_clock_counts_over_all_runs(tmp_path: Path) -> None:
-    config = sweep_config(tmp_path, "budget.wall_clock_hours=1")
+    config = sweep_config(tmp_path, "budget.max_hours=1")
     now = 0.0
     driver, link = ready(config, clock=lambda: now)
     take(link)
@@ -241,14 +244,15 @@ def test_wall_clock_counts_over_all_runs(tmp_path: Path) -> None:
     assert not tell(link, trial, 1, 0.9).stop
     now = 3700.0
     verdict = tell(link, trial, 2, 0.8)
-    assert verdict.outcome is Outcome.STOPPED and "budget of 1 h" in str(verdict.reason)
-    assert driver.close().code == BUDGET
+    assert verdict.outcome is Outcome.STOPPED and "budget.max_hours=1 is" in str(verdict.reason)
+    ending = driver.close()
+    assert (ending.code, ending.more) == (BUDGET, "budget.max_hours=2.06")
     assert stored(config)[0].seconds == pytest.approx(3700.0)
 
 
 def test_a_study_that_got_all_its_trials_in_time_is_complete(tmp_path: Path) -> None:
     now = 0.0
-    config = sweep_config(tmp_path, "budget.wall_clock_hours=1", "n_trials=1")
+    config = sweep_config(tmp_path, "budget.max_hours=1", "n_trials=1")
     driver, link = ready(config, clock=lambda: now)
     trial = take(link)
     now = 3700.0
@@ -390,8 +394,45 @@ def test_an_equal_configuration_is_copied_not_trained(tmp_path: Path) -> None:
         assert (copy.losses, copy.outcome) == (original.losses, original.outcome)
         assert str(copy.reason).startswith(f"same configuration as trial {original.number}")
         assert copy.seconds == 0 and copy.tokens == 0
+        assert last_samples(config, copy.number) == last_samples(config, original.number)
     assert driver.ended.reason == "all 4 points of the search space are tried"
     assert driver.ended.code == COMPLETE
+
+
+def last_samples(config: SweepConfig, number: int) -> tuple[Sample, ...]:
+    """What a trial wrote at its end, as stored."""
+    store = Store(config.storage)
+    try:
+        return next(reversed(store.samples(stored(config)[0].uuid, number).values()), ())
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("at_ticks", [False, True])
+def test_samples_are_stored_next_to_the_bases(tmp_path: Path, at_ticks: bool) -> None:
+    config = sweep_config(tmp_path, "samples=2", f"samples_at_ticks={str(at_ticks).lower()}")
+    seen = Recorder()
+    run_inline(config, seen)
+    study, records = stored(config)
+    store = Store(config.storage)
+    base = store.baseline_samples(study.uuid)
+    found = {record.number: store.samples(study.uuid, record.number) for record in records}
+    store.close()
+    assert len(base) == 2 and {r.outcome for r in records} == {"complete", "pruned"}
+    for record in records:
+        every = range(1, record.ticks + 1) if at_ticks else [5] if record.ticks == 5 else []
+        assert list(found[record.number]) == list(every)
+        for written in found[record.number].values():
+            assert [s.prompt for s in written] == [s.prompt for s in base]
+    assert {r.trial: r.samples for r in seen.results} == {
+        number: next(reversed(written.values()), ()) for number, written in found.items()
+    }
+
+
+def test_no_samples_are_no_samples(tmp_path: Path) -> None:
+    config = sweep_config(tmp_path, "samples=0")
+    run_inline(config)
+    assert not any(last_samples(config, record.number) for record in stored(config)[1])
 
 
 def test_a_twin_of_a_live_trial_waits_for_it(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def test_help_names_every_group_and_every_option(capsys: pytest.CaptureFixture[s
     assert "python -m sweep +search=lora_rank" in told
     for group in GROUPS:
         assert [name for name in options(group, [conf_dir()]) if name not in told] == []
+    assert "dry_run=true" in told
     codes = told.partition("Exit codes")[2]
     for code in (COMPLETE, FAILED, BAD_INPUT, BUDGET, INTERRUPTED):
         assert f"  {code} " in codes

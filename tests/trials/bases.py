@@ -31,16 +31,21 @@ def load(**settings: Any) -> Base:
     return load_base(ModelConfig(**{"name": "demo", **settings}), "cpu", silent)
 
 
+SEED = 1  # of the weights, so that a test sees the same base whichever tests ran before it
+
+
 def random_base(folder: Path, kind: str, **sizes: Any) -> str:
     """Puts a randomly initialised base of an architecture into `folder`, the demo's tokenizer too.
 
     Some tokenizer classes add tokens of their own, so the vocabulary is a little larger.
     """
+    import torch
     import transformers
 
     options = {**SIZES.get(kind, LLAMA_LIKE), "vocab_size": 1100, "pad_token_id": 0,
                "bos_token_id": 1, "eos_token_id": 2, **sizes}
-    with quiet():
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(SEED)
         config = getattr(transformers, f"{kind}Config")(**options)
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for file in DEMO.glob("tokenizer*"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -218,8 +217,8 @@ def test_an_export_replaces_an_earlier_one(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_an_export_goes_over_what_a_killed_one_left(tiny: Tiny, tmp_path: Path) -> None:
     base = loaded(tiny, "nf4")
-    (tmp_path / f".7.{os.getpid()}").mkdir()
-    (tmp_path / f".7.{os.getpid()}" / "half.safetensors").touch()
+    (tmp_path / ".7.new").mkdir()
+    (tmp_path / ".7.new" / "half.safetensors").touch()
     with quiet(), fresh_adapter(base.model, lora(), TARGETS, seed=5) as adapter:
         folder = export(adapter, tmp_path / "7", base=str(tiny.base))
     assert [path.name for path in tmp_path.iterdir()] == ["7"]

@@ -2,32 +2,57 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bases import random_base, silent
+from transformers import GenerationConfig
 
-from trials.base import Base
+from trials.base import Base, load_base
+from trials.contract import ModelConfig
 from trials.data.examples import Example
 from trials.generate import samples
+from trials.quiet import quiet
 
 
 class Writer:
-    """A model that notes what it is asked and writes nothing."""
+    """A model that notes what it is asked and writes the same letters in every row."""
 
-    training = False
+    training = True
     device = torch.device("cpu")
 
-    def __init__(self) -> None:
+    def __init__(self, base: Base, writes: tuple[int, ...] = (), room: int = 64) -> None:
+        self.config: Any = base.model.config
+        self.generation_config = GenerationConfig(eos_token_id=[2, 9], repetition_penalty=1.5)
         self.asked: list[list[int]] = []
+        self.batches: list[int] = []
+        self._writes, self._room = writes, room
 
-    def eval(self) -> None: ...
+    def eval(self) -> None:
+        self.training = False
 
-    def train(self, mode: bool) -> None: ...
+    def train(self, mode: bool) -> None:
+        self.training = mode
 
-    def generate(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
-        self.asked += input_ids.tolist()
-        return input_ids
+    def generate(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
+        assert not self.training and self.generation_config.repetition_penalty in (None, 1.0)
+        self.batches.append(len(input_ids))
+        if len(input_ids) > self._room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        pairs = zip(input_ids, attention_mask, strict=True)
+        self.asked += [row[real.bool()].tolist() for row, real in pairs]
+        new = torch.tensor([self._writes] * len(input_ids), dtype=torch.long)
+        return torch.cat([input_ids, new], 1)
+
+
+def example(prompt: str, length: int = 3, completion: int = 2) -> Example:
+    ids = tuple(range(10, 10 + length + completion))
+    return Example(ids, (False,) * length + (True,) * completion, prompt, f"to {prompt}")
 
 
 @pytest.mark.parametrize(
@@ -41,8 +66,52 @@ class Writer:
 def test_the_last_completion_is_asked_for(
     plain_base: Base, mask: list[int], asked: list[int]
 ) -> None:
-    writer = Writer()
-    example = Example((5, 6, 7, 8, 9), tuple(map(bool, mask)), "asked", "wanted")
-    [sample] = samples(writer, plain_base.tokenizer, [example], torch.float32)
+    writer = Writer(plain_base)
+    given = Example((5, 6, 7, 8, 9), tuple(map(bool, mask)), "asked", "wanted")
+    [[sample]] = samples(writer, plain_base.tokenizer, [given], torch.float32)
     assert writer.asked == [asked]
     assert (sample.prompt, sample.reference, sample.generated) == ("asked", "wanted", "")
+    assert writer.training and writer.generation_config.repetition_penalty == 1.5
+
+
+def test_a_text_ends_at_its_first_end_or_its_own_limit(plain_base: Base) -> None:
+    tokenizer = plain_base.tokenizer
+    given = [example("short", completion=1), example("long", length=5, completion=4)]
+    [both] = samples(Writer(plain_base, (40, 41, 42, 9, 43)), tokenizer, given, torch.float32)
+    assert both[0].generated == tokenizer.decode([40, 41])  # twice the reference
+    assert both[1].generated == tokenizer.decode([40, 41, 42])  # token 9 ends a turn
+
+
+@pytest.mark.parametrize(("room", "batches"), [(64, [6]), (5, [6, 2, 4]), (2, [6, 2, 4, 2, 2])])
+def test_rows_are_ordered_by_slot_and_halved_where_memory_ends(
+    plain_base: Base, room: int, batches: list[int]
+) -> None:
+    writer = Writer(plain_base, room=room)
+    given = [example(name, length=2 + at) for at, name in enumerate("abc")]
+    found = samples(writer, plain_base.tokenizer, given, torch.float32, slots=2)
+    assert [[sample.prompt for sample in of] for of in found] == [["a", "b", "c"]] * 2
+    assert writer.batches == batches
+    if len(batches) == 1:
+        assert [len(ids) for ids in writer.asked] == [2, 3, 4, 2, 3, 4]
+
+
+def test_a_prompt_without_room_is_an_error(plain_base: Base) -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        samples(Writer(plain_base, room=0), plain_base.tokenizer, [example("a")], torch.float32)
+
+
+def test_no_prompts_ask_nothing(plain_base: Base) -> None:
+    assert samples(None, plain_base.tokenizer, [], torch.float32, slots=3) == [(), (), ()]
+
+
+@pytest.mark.parametrize("kind", ["Llama", "GPT2", "Gemma3Text"])
+def test_a_batch_writes_what_each_prompt_would_alone(tmp_path: Path, kind: str) -> None:
+    name = random_base(tmp_path, kind)
+    with quiet():
+        base = load_base(ModelConfig(name=name, quantisation="none", dtype="fp32"), "cpu", silent)
+        given = [replace(example(str(at), 3 + 4 * at, 6), input_ids=tuple(
+            (7 * at + 13 * place) % 900 + 50 for place in range(9 + 4 * at))) for at in range(3)]
+        alone = [samples(base.model, base.tokenizer, [one], torch.float32)[0][0] for one in given]
+        [together] = samples(base.model, base.tokenizer, given, torch.float32)
+    assert list(together) == alone
+    assert all(sample.generated for sample in alone)

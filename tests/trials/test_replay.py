@@ -53,7 +53,10 @@ def test_it_replays_other_engines_too(
     tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     simulated = EngineConfig(name="simulated")
-    trial = replace(tiny.trial(3, examples=64, ticks=4), engine=simulated)
+    driver = Recorder([])
+    work(replace(tiny.assignment(), engine=simulated), driver)
+    assert driver.setup is not None
+    trial = replace(tiny.trial(3, examples=64, ticks=4), engine=simulated, data=driver.setup.data)
     assert main([str(saved(trial, tmp_path))]) == 0
     out = capsys.readouterr().out
     assert len(re.findall(r"^tick \d/4: loss \d+\.\d{4}", out, re.MULTILINE)) == 4
@@ -122,3 +125,22 @@ def test_replaying_needs_neither_optuna_nor_hydra(tiny: Tiny, tmp_path: Path) ->
     command: list[Any] = [sys.executable, "-c", program, saved(trial, tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_files_text_is_shown_and_not_obeyed(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = replace(tiny.trial(), engine=EngineConfig(name="simulated"), study="\x1b[2J\u202eevil")
+    assert main([str(saved(trial, tmp_path))]) == 0
+    out = capsys.readouterr().out
+    assert "\\x1b[2J\\x202eevil" in out and "\x1b" not in out and "\u202e" not in out
+
+
+def test_a_file_does_not_decide_whose_code_is_run(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trial = replace(tiny.trial(), engine=EngineConfig(name="simulated"))
+    path = str(saved(replace(trial, model=replace(trial.model, trust_remote_code=True)), tmp_path))
+    assert main([path]) == 2
+    assert "type --trust-remote-code" in capsys.readouterr().err
+    assert main([path, "--trust-remote-code"]) == 0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 import zipfile
 from contextlib import suppress
@@ -17,16 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trials.downloads import cache_dir as cache_dir
+
 Arrays = dict[str, NDArray[Any]]
-
-
-def cache_dir() -> Path:
-    """The directory of all that may be made again."""
-    if named := os.environ.get("QLORA_SWEEP_CACHE"):
-        return Path(named).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("qlora-sweep"))
 
 
 def key(**parts: Any) -> str:

@@ -8,10 +8,11 @@ import io
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trials import downloads
 from trials.contract import DataConfig, InputError
 
 Row = dict[str, Any]
@@ -42,6 +43,9 @@ def find(data: DataConfig, *, evaluation: bool = False) -> Source:
     key = "data.eval_path" if evaluation and data.eval_path else "data.path"
     split = (data.eval_split or data.split) if evaluation else data.split
     path = check_path(data.eval_path if key == "data.eval_path" else data.path, key)
+    if path.startswith(downloads.ARTIFACT):
+        found = _local(downloads.downloaded(path, key), split, key)
+        return replace(found, where=f"{key}={path}", path=path)
     local = Path(path).expanduser()
     if local.exists():
         return _local(local.resolve(), split, key)
@@ -54,6 +58,9 @@ def check_path(path: str | None, key: str) -> str:
     """The path, if it can be a file, a folder or a hub data set at all; InputError if not."""
     if not path:
         raise InputError(f"{key} is missing. Type {key}=<file, folder or hub data set>.")
+    if path.startswith(downloads.ARTIFACT):
+        downloads.downloaded(path, key)
+        return path
     local = Path(path).expanduser()
     if not local.exists() and _looks_local(path):
         folder = local.absolute().parent

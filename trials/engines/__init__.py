@@ -24,12 +24,17 @@ from trials.contract import (
 )
 
 ENGINES = {
+    "auto": "trials.engines.auto",
     "trl": "trials.engines.trl",
     "packed": "trials.engines.packed",
     "simulated": "trials.engines.simulated",
 }
 WITHOUT_DATA = ("simulated",)  # whose curves follow from the configuration alone
 WAIT_S = 0.2  # between two questions for work when there is none yet
+
+
+class DeviceLost(Exception):
+    """This process cannot compute any more; another one can. It costs the worker, not the trial."""
 
 
 class EngineModule(Protocol):
@@ -58,7 +63,10 @@ def _known(name: str) -> str:
 def one_at_a_time(
     driver: Driver, train: Callable[[TrialConfig], TrialResult], wait: Callable[[float], None]
 ) -> None:
-    """Trains trial after trial until the driver has none; an exception fails its trial alone."""
+    """Trains trial after trial until the driver has none; an exception fails its trial alone.
+
+    Raises DeviceLost.
+    """
     while (trial := driver.next_trial()) is not Turn.DONE:
         if isinstance(trial, TrialConfig):
             driver.finish(_train_or_fail(trial, train))
@@ -71,6 +79,8 @@ def _train_or_fail(
 ) -> TrialResult:
     try:
         return train(trial)
+    except DeviceLost:
+        raise
     except Exception as error:
         traceback.print_exc()  # to the worker's log
         return TrialResult(

@@ -4,19 +4,17 @@ The curves are in `trials.engines.curves`. Options:
 - `capacity`: trials at once, advanced in turn like the slots of a packed engine;
 - `seconds_per_tick`: how long one tick of all live trials takes;
 - `noise`: standard deviation of an evaluation, keyed by the whole configuration;
-- `faults`: a list of "kind@trial:tick" or "kind@trial:tick:attempt" (from 0), kinds in `FAULTS`.
+- `faults`: a list of "kind@trial:tick", see `trials.engines.simulated_faults`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import os
-import signal
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, NoReturn
+from typing import Any
 
 from trials.contract import (
     Assignment,
@@ -30,20 +28,25 @@ from trials.contract import (
     Outcome,
     RenderedSample,
     Report,
+    Sample,
     Setup,
     TrialConfig,
     TrialResult,
     Turn,
     Verdict,
+    optimizer_steps,
     tick_examples,
     to_json,
 )
 from trials.engines import WAIT_S
 from trials.engines.curves import BASELINE, MODULES, history, loss, modules, trainable_parameters
+from trials.engines.simulated_faults import FATAL, check, planned, take_down
+from trials.engines.simulated_samples import baseline_samples, trial_samples
+from trials.training.state import Keeping, Progress, State
 
 OPTIONS = {"capacity": 1, "seconds_per_tick": 0.0, "noise": 0.002, "faults": ()}
-FAULTS = ("crash", "exit", "hang", "oom", "nan", "exception")
 TOKENS_PER_EXAMPLE = 100
+STEP_S = 0.5  # between two signs of life in a long tick
 TRAIN_EXAMPLES = 1000  # where the data configuration does not say
 
 
@@ -53,7 +56,7 @@ def prepare(assignment: Assignment, driver: Driver) -> tuple[SimulatedEngine, Se
     driver.progress("preparing simulated curves", 0, 1)
     for target in assignment.target_modules:
         modules(target)
-    engine = SimulatedEngine(worker=assignment.worker, **options)
+    engine = SimulatedEngine(assignment=assignment, **options)
     driver.progress("preparing simulated curves", 1, 1)
     return engine, _setup(assignment, engine.capacity)
 
@@ -63,15 +66,26 @@ class Slot:
     """A live trial: how far it is, and since when."""
 
     trial: TrialConfig
+    keeping: Keeping
     tick: int = 0
     started: float = field(default_factory=time.monotonic)
+    reports: list[Report] = field(default_factory=list)  # answered with: go on
+
+    def state(self) -> State:
+        """What the trial is continued from."""
+        last = self.reports[-1]
+        return State(progress=Progress(
+            steps=optimizer_steps(last.examples, self.trial.train.batch_size),
+            examples=last.examples, tokens=last.tokens, seconds=time.monotonic() - self.started,
+            memory_bytes=last.memory_bytes, reports=tuple(self.reports),
+        ))
 
 
 @dataclass(kw_only=True)
 class SimulatedEngine:
     """Advances up to `capacity` trials in turn, one tick each."""
 
-    worker: str
+    assignment: Assignment
     capacity: int
     seconds_per_tick: float
     noise: float
@@ -82,7 +96,7 @@ class SimulatedEngine:
         slots: list[Slot] = []
         while (more := self._refill(driver, slots)) or slots:
             if slots:
-                time.sleep(self.seconds_per_tick)
+                slots = self._train(driver, slots)
             elif more:
                 time.sleep(min(WAIT_S, self.seconds_per_tick or 0.01))
             slots = [slot for slot in slots if self._lives_on(driver, slot)]
@@ -93,8 +107,44 @@ class SimulatedEngine:
             turn = driver.next_trial()
             if isinstance(turn, Turn):
                 return turn is Turn.WAIT
-            slots.append(Slot(turn))
+            if slot := self._begun(driver, turn):
+                slots.append(slot)
         return True
+
+    def _begun(self, driver: Driver, trial: TrialConfig) -> Slot | None:
+        """A trial at its start, or where an earlier attempt was; null if it must stop there."""
+        slot = Slot(trial, Keeping.assigned(self.assignment, trial, driver.note))
+        state = slot.keeping.found()
+        if state is None:
+            return slot
+        slot.started -= state.progress.seconds
+        for told in state.progress.reports:
+            slot.tick = told.tick
+            slot.reports.append(
+                replace(told, attempt=trial.attempt, worker=self.assignment.worker, again=True)
+            )
+            verdict = driver.report(slot.reports[-1])
+            if verdict.stop:
+                driver.finish(self._result(slot, verdict))
+                return None
+        return slot
+
+    def _train(self, driver: Driver, slots: list[Slot]) -> list[Slot]:
+        """Takes a tick's time, in steps; those that were not stopped on the way."""
+        end = time.monotonic() + self.seconds_per_tick
+        while slots and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, STEP_S))
+            if left > STEP_S:
+                slots = [slot for slot in slots if self._goes_on(driver, slot)]
+        return slots
+
+    def _goes_on(self, driver: Driver, slot: Slot) -> bool:
+        """Asks between ticks; false when the answer ended the trial."""
+        verdict = driver.alive(slot.trial.number, slot.trial.attempt)
+        if verdict.stop:
+            self._keep(slot, verdict)
+            driver.finish(self._result(slot, verdict))
+        return not verdict.stop
 
     def _lives_on(self, driver: Driver, slot: Slot) -> bool:
         """Brings a trial to its next tick; false when that ended it."""
@@ -102,22 +152,35 @@ class SimulatedEngine:
         if result := self._fault(slot):
             driver.finish(result)
             return False
-        verdict = driver.report(self._report(slot))
-        if verdict.stop or slot.tick == slot.trial.budget.ticks:
+        report = self._report(slot)
+        verdict = driver.report(report)
+        slot.reports.append(report)
+        over = verdict.stop or slot.tick == slot.trial.budget.ticks
+        self._keep(slot, verdict)
+        if over:
             driver.finish(self._result(slot, verdict))
-            return False
-        return True
+        return not over
+
+    def _keep(self, slot: Slot, verdict: Verdict) -> None:
+        """Now and then, and where it is stopped to be continued."""
+        goes_on = not verdict.stop and slot.tick < slot.trial.budget.ticks
+        stopped = verdict.stop and verdict.outcome is Outcome.STOPPED
+        if slot.reports and (stopped or goes_on and slot.keeping.due):
+            slot.keeping.keep(slot.state)
 
     def _fault(self, slot: Slot) -> TrialResult | None:
         """The fault planned for this trial, tick and attempt: ends the trial, or the process."""
-        kind = _planned(self.faults, slot)
+        kind = self._planned(slot)
         if kind == "oom":
             return self._ended(slot, Outcome.INFEASIBLE, "out of memory (simulated)")
         if kind == "exception":
             return self._ended(slot, Outcome.FAILED, "RuntimeError: simulated")
-        if kind in ("crash", "exit", "hang"):
-            _break(kind)
+        if kind in FATAL:
+            take_down(kind)
         return None
+
+    def _planned(self, slot: Slot) -> str | None:
+        return planned(self.faults, slot.trial.number, slot.tick, slot.trial.attempt)
 
     def _ended(self, slot: Slot, outcome: Outcome, reason: str) -> TrialResult:
         slot.tick -= 1
@@ -126,7 +189,7 @@ class SimulatedEngine:
     def _report(self, slot: Slot) -> Report:
         trial, tick = slot.trial, slot.tick
         seen = tick_examples(trial.budget, trial.train.batch_size)
-        bad = _planned(self.faults, slot) == "nan"
+        bad = self._planned(slot) == "nan"
         return Report(
             trial=trial.number,
             attempt=trial.attempt,
@@ -138,12 +201,14 @@ class SimulatedEngine:
             seconds=time.monotonic() - slot.started,
             memory_bytes=trainable_parameters(trial) * 16,
             utilisation=1.0,
-            worker=self.worker,
+            worker=self.assignment.worker,
+            samples=self._written(slot) if self.assignment.samples_at_ticks and not bad else (),
             history=history(trial, ((0,) + seen)[tick - 1], seen[tick - 1]),
         )
 
     def _result(self, slot: Slot, verdict: Verdict) -> TrialResult:
         trial, tick = slot.trial, slot.tick
+        complete = not verdict.stop and tick == trial.budget.ticks
         seen = (0, *tick_examples(trial.budget, trial.train.batch_size))[tick]
         return TrialResult(
             trial=trial.number,
@@ -158,28 +223,15 @@ class SimulatedEngine:
             memory_bytes=trainable_parameters(trial) * 16,
             trainable_parameters=trainable_parameters(trial),
             reason=verdict.reason,
-            worker=self.worker,
+            worker=self.assignment.worker,
+            samples=self._written(slot) if complete or self.assignment.samples_at_ticks else (),
         )
 
-
-def _planned(faults: tuple[str, ...], slot: Slot) -> str | None:
-    here = (slot.trial.number, slot.tick, slot.trial.attempt)
-    for fault in faults:
-        kind, _, where = fault.partition("@")
-        place = tuple(int(part) for part in where.split(":"))
-        if here[: len(place)] == place:
-            return kind
-    return None
-
-
-def _break(kind: str) -> NoReturn:
-    """What a native crash, a sudden exit and a hung kernel look like from outside."""
-    sys.stdout.flush()
-    while kind == "hang":
-        time.sleep(3600)
-    if kind == "crash":
-        os.kill(os.getpid(), signal.SIGKILL)
-    os._exit(3)
+    def _written(self, slot: Slot) -> tuple[Sample, ...]:
+        if not slot.tick:
+            return ()
+        count = self.assignment.samples
+        return trial_samples(count, slot.trial, loss(slot.trial, slot.tick, self.noise))
 
 
 def _options(assignment: Assignment) -> dict[str, Any]:
@@ -190,25 +242,16 @@ def _options(assignment: Assignment) -> dict[str, Any]:
     options = {**OPTIONS, **{name: it for name, it in given.items() if it is not None}}
     options["faults"] = tuple(options["faults"] or ())
     for fault in options["faults"]:
-        _check_fault(fault)
+        check(fault)
     return options
-
-
-def _check_fault(fault: str) -> None:
-    kind, _, where = fault.partition("@")
-    parts = where.split(":")
-    if kind not in FAULTS or len(parts) not in (2, 3) or not all(p.isdigit() for p in parts):
-        raise InputError(
-            f"engine.faults: {fault!r} is not kind@trial:tick[:attempt]. "
-            f"Kinds: {', '.join(FAULTS)}."
-        )
 
 
 def _setup(assignment: Assignment, capacity: int) -> Setup:
     revision = assignment.model.revision or "simulated"
     model = replace(assignment.model, dtype="fp32", revision=revision)
     size = assignment.data.train_size or TRAIN_EXAMPLES
-    data = replace(assignment.data, content_hash=_hash(assignment.data), train_size=size)
+    data = replace(assignment.data, content_hash=None, train_size=size)
+    data = replace(data, content_hash=_hash(data))  # the same for a trial's own, prepared data
     return Setup(
         worker=assignment.worker,
         model=model,
@@ -220,6 +263,7 @@ def _setup(assignment: Assignment, capacity: int) -> Setup:
         rendered=RenderedSample(pieces=(("What is simulated? ", False), ("Everything.", True))),
         baseline_loss=BASELINE,
         baseline_accuracy=math.exp(-BASELINE),
+        baseline_samples=baseline_samples(assignment.samples, assignment.seed),
         capacity=capacity,
     )  # fmt: skip
 

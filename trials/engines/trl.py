@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,15 +37,18 @@ from trials.engines.course import Course
 from trials.evaluate import Evaluation, evaluate, evaluation_batches
 from trials.generate import samples
 from trials.quiet import quiet, quiet_loggers
-from trials.training.batches import Batch, Row, pack
+from trials.training.batches import Batch, Limit, Row, pack
 from trials.training.limits import (
+    end_of,
     evaluation_limit,
+    free_memory,
     keeps_packed_apart,
     out_of_memory,
     training_limit,
 )
 from trials.training.optimizers import check_optimizers
 from trials.training.plan import Step, plan
+from trials.training.state import Keeping
 
 
 def prepare(assignment: Assignment, driver: Driver) -> tuple[TrlEngine, Setup]:
@@ -84,12 +88,8 @@ class TrlEngine:
     assignment: Assignment
 
     def __post_init__(self) -> None:
-        limit = evaluation_limit(self.base)
         self._dtype = DTYPES[self.base.config.dtype]
-        pad = self.base.tokenizer.pad_token_id
-        self._evaluation: list[Batch] = evaluation_batches(
-            self.data.eval, pad=pad, limit=limit, device=self.base.device
-        )
+        self._evaluation = self._batches(evaluation_limit(self.base))
 
     def run(self, driver: Driver) -> None:
         """Trains one trial after another until the driver has none."""
@@ -97,33 +97,62 @@ class TrlEngine:
             one_at_a_time(driver, partial(self.train, driver=driver), time.sleep)
 
     def measure(self, progress: Callable[[int, int], None] = lambda *_: None) -> Evaluation:
-        """The evaluation of the base with whatever adapter is on it."""
-        return evaluate(self.base.model, self._evaluation, self._dtype, progress)
+        """The evaluation of the base with whatever adapter is on it.
 
-    def samples(self) -> tuple[Sample, ...]:
-        """What the base, with whatever adapter is on it, writes for the first prompts."""
+        Where a forward does not fit into memory, less is computed at once, down to one example.
+        """
+        while True:
+            try:
+                return evaluate(self.base.model, self._evaluation, self._dtype, progress)
+            except Exception as error:
+                largest = max(len(batch.input_ids) for batch in self._evaluation)
+                if largest == 1 or not out_of_memory(error):
+                    raise
+            free_memory(self.base.device)
+            self._evaluation = self._batches(Limit(rows=largest // 2))
+
+    def _batches(self, limit: Limit) -> list[Batch]:
+        pad = self.base.tokenizer.pad_token_id
+        return evaluation_batches(
+            self.data.eval, pad=pad, limit=limit, device=self.base.device
+        )
+
+    def samples(self, slots: int = 1) -> list[tuple[Sample, ...]]:
+        """What the base writes for the first prompts with each of the adapters that are on it."""
         count = min(self.assignment.samples, len(self.data.eval))
         examples = [self.data.eval[place] for place in range(count)]
-        return samples(self.base.model, self.base.tokenizer, examples, self._dtype)
+        return samples(self.base.model, self.base.tokenizer, examples, self._dtype, slots)
+
+    def written(self, slots: int = 1) -> list[tuple[Sample, ...]]:
+        """The same for trials: where it cannot be done, the log says why and the trials go on."""
+        try:
+            return self.samples(slots)
+        except Exception:
+            traceback.print_exc()
+            return [()] * slots
+
+    def _own_samples(self) -> tuple[Sample, ...]:
+        [own] = self.written()
+        return own
 
     def train(self, trial: TrialConfig, driver: Driver) -> TrialResult:
         """Trains one trial to its end, whatever end that is."""
         def measure() -> Evaluation:
             return self.measure(lambda done, total: course.sign_of_life())
 
-        course = Course(trial, driver, self.assignment.worker, self.base.device, measure)
+        write = self._own_samples if self.assignment.samples_at_ticks else None
+        course = Course(
+            trial, driver, self.assignment.worker, self.base.device, measure, write=write,
+            keeping=Keeping.assigned(self.assignment, trial, driver.note),
+        )
+        evaluation = self._evaluation
         try:
             with quiet():
                 self._train(trial, course)
         except Exception as error:
-            if not out_of_memory(error):
-                raise
-            said = str(error) or type(error).__name__
-            course.end(Outcome.INFEASIBLE, f"does not fit into memory: {said.splitlines()[0]}")
-        # Trainers hold themselves in cycles; their memory must be free before the next trial.
-        gc.collect()
-        if self.base.device.type == "cuda":
-            torch.cuda.empty_cache()
+            course.end(*end_of(error, self.base.device))
+        self._evaluation = evaluation  # whatever this trial had to cut is whole for the next
+        free_memory(self.base.device)
         return course.result()
 
     def _train(self, trial: TrialConfig, course: Course) -> None:
@@ -131,6 +160,11 @@ class TrlEngine:
 
         if trial.train.packing and not self.assignment.packing:
             keeps_packed_apart(self.base)
+        start = course.keeping.found()
+        if start is not None:
+            course.resume(start.progress)
+            if course.outcome is not None:
+                return
         targets = resolve_targets(self.base.facts, trial.lora.target_modules)
         with fresh_adapter(self.base.model, trial.lora, targets, trial.seed) as adapter:
             course.trainable_parameters = adapter.trainable_parameters
@@ -141,17 +175,20 @@ class TrlEngine:
                 dtype=self._dtype,
                 limit=training_limit(self.base, trial.train),
             )
-            train_adapter(adapter, trial, self.steps(trial), feed, course.step)
+            train_adapter(adapter, trial, self.steps(trial), feed, course, start)
             if course.outcome is Outcome.COMPLETE:
                 self._keep(trial, course, adapter)
 
     def _keep(self, trial: TrialConfig, course: Course, adapter: Adapter) -> None:
-        if self.assignment.samples:
-            course.samples = self.samples()
+        if self.assignment.samples and not course.samples:
+            course.write_samples(self._own_samples)
         if self.assignment.adapters_dir is not None:
             folder = Path(self.assignment.adapters_dir) / str(trial.number)
             name, revision = origin_of(self.base)
-            course.adapter = str(export(adapter, folder, base=name, revision=revision))
+            try:
+                course.adapter = str(export(adapter, folder, base=name, revision=revision))
+            except Exception as error:  # a full disk, say: the trial is complete all the same
+                course.note(f"the adapter of trial {trial.number} is not kept: {error}")
 
     def steps(self, trial: TrialConfig) -> list[Step]:
         """The optimizer steps of a trial, in order."""
@@ -231,5 +268,19 @@ def setup_of(engine: TrlEngine, baseline: Evaluation) -> Setup:
         rendered=data.rendered,
         baseline_loss=baseline.loss,
         baseline_accuracy=baseline.accuracy,
-        baseline_samples=engine.samples(),
+        baseline_samples=_baseline_samples(engine),
+        engine=engine.assignment.engine,
     )
+
+
+def _baseline_samples(engine: TrlEngine) -> tuple[Sample, ...]:
+    """Raises InputError where the base cannot generate."""
+    try:
+        [own] = engine.samples()
+        return own
+    except Exception as error:
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"samples={engine.assignment.samples}: the untouched base cannot generate text here: "
+            f"{said}. Type samples=0, or a smaller data.max_length if it is memory."
+        ) from error

@@ -22,26 +22,16 @@ from trl import SFTConfig, SFTTrainer
 from trials.adapters import Adapter
 from trials.contract import TrainConfig, TrialConfig
 from trials.dropout import row_keys
+from trials.engines.course import Course, Snapshot, StepDone
 from trials.evaluate import computing, target_logits
 from trials.training.batches import Limit, Row, collate, split, target_count
 from trials.training.limits import out_of_memory
-from trials.training.optimizers import build_optimizer, release_optimizer
+from trials.training.optimizers import build_optimizer, release_optimizer, restore, saved
 from trials.training.plan import Step
 from trials.training.schedule import rate_factor, warmup_steps
+from trials.training.state import State
 
 LOWEST_LOSS_SCALE = 1.0  # of fp16: where gradients overflow even unscaled, they are not finite
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """An optimizer step's outcome. `skipped`: fp16 overflowed, and the loss scale was lowered."""
-
-    step: Step
-    tokens: int
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    skipped: bool
 
 
 @dataclass
@@ -67,30 +57,36 @@ def train_adapter(
     trial: TrialConfig,
     steps: Sequence[Step],
     feed: Feed,
-    after_step: Callable[[StepDone], bool],
+    course: Course,
+    start: State | None = None,
 ) -> None:
-    """Trains through `steps`, or until `after_step` says True (stop).
+    """Trains through `steps`, or until the course has an outcome; from a state, through the rest.
 
     Where a forward does not fit into memory, `feed.limit` is halved and the step repeated, which
     changes no result; where a single row does not fit, the error is raised.
     """
+    rest = range(start.progress.steps if start else 0, len(steps))
+    at = int(start.progress.numbers["schedule"]) if start else 0
     optimizer = build_optimizer(trial.train, adapter.parameters)
+    schedule = _schedule(optimizer, trial.train, len(steps), at)
     kept = [parameter.data for parameter in adapter.parameters]
     trainer = _Trainer(
         model=adapter.model,
-        args=_arguments(trial, len(steps), feed),
+        args=_arguments(trial, len(rest), feed),
         processing_class=feed.tokenizer,
-        train_dataset=Dataset.from_dict({"step": range(len(steps))}),
+        train_dataset=Dataset.from_dict({"step": rest}),
         data_collator=lambda rows: {"step": steps[rows[0]["step"]]},
-        optimizers=(optimizer, _schedule(optimizer, trial.train, len(steps))),
+        optimizers=(optimizer, schedule),
     )
     # TRL has cast the adapters of a quantised base to bf16, in which small updates vanish.
     for parameter, data in zip(adapter.parameters, kept, strict=True):
         parameter.data = data
-    trainer.run = _Run(adapter, trial, feed, after_step)
+    trainer.run = _Run(adapter, trial, feed, course, optimizer, start)
+    course.snapshot = lambda: trainer.snapshot(at + schedule.last_epoch)
     try:
         trainer.train()
     finally:
+        course.snapshot = lambda: None  # holds the trainer
         release_optimizer(optimizer)
 
 
@@ -99,7 +95,9 @@ class _Run:
     adapter: Adapter
     trial: TrialConfig
     feed: Feed
-    after_step: Callable[[StepDone], bool]
+    course: Course
+    optimizer: torch.optim.Optimizer
+    start: State | None  # until the first step has taken it up
     step: Step | None = None  # the last one, with its loss and tokens
     loss: Tensor | None = None
     tokens: int = 0
@@ -114,6 +112,9 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
         self, model: nn.Module, inputs: dict[str, Step], num_items_in_batch: object = None
     ) -> Tensor:
         """One whole optimizer batch, however many forwards it takes."""
+        if self.run.start is not None:  # only now, for the Trainer has wrapped the optimizer
+            self._resume(self.run.start)
+            self.run.start = None
         self.run.step = inputs["step"]
         rows = self.run.feed.rows(inputs["step"])
         while True:
@@ -151,8 +152,38 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
             learning_rate=float(logs["learning_rate"]),
             skipped=self._skipped(),
         )
-        if run.after_step(done):
+        if run.course.step(done):
             self.control.should_training_stop = True
+
+    def snapshot(self, schedule: int) -> Snapshot:
+        """All that the next step depends on; `schedule` is the position in it."""
+        tensors, numbers = saved(self.run.optimizer)
+        tensors = {f"optimizer.{name}": tensor for name, tensor in tensors.items()}
+        for place, parameter in enumerate(self.run.adapter.parameters):
+            tensors[f"parameter.{place}"] = parameter.detach().to("cpu", copy=True).contiguous()
+        scaler = self.accelerator.scaler
+        return Snapshot(tensors, {
+            "schedule": schedule,
+            "optimizer": numbers,
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "limit": vars(self.run.feed.limit),
+        })
+
+    def _resume(self, start: State) -> None:
+        numbers = start.progress.numbers
+        mine = {name: start.tensors[name] for name in start.tensors
+                if name.startswith("optimizer.")}
+        for place, parameter in enumerate(self.run.adapter.parameters):
+            parameter.data.copy_(start.tensors[f"parameter.{place}"])
+        restore(
+            self.run.optimizer,
+            {name.removeprefix("optimizer."): tensor for name, tensor in mine.items()},
+            numbers["optimizer"],
+        )
+        if self.accelerator.scaler is not None and numbers["scaler"]:
+            self.accelerator.scaler.load_state_dict(numbers["scaler"])
+        if self.run.trial.train.micro_batch_size is None:
+            self.run.feed.limit = Limit(**numbers["limit"])  # the same sums, to the last bit
 
     def floating_point_ops(self, inputs: object) -> int:
         return 0  # the Trainer would walk all parameters at every step for it
@@ -223,9 +254,11 @@ def _place(arguments: SFTConfig, device: torch.device) -> None:
 
 
 def _schedule(
-    optimizer: torch.optim.Optimizer, train: TrainConfig, steps: int
+    optimizer: torch.optim.Optimizer, train: TrainConfig, steps: int, start: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
     warmup = warmup_steps(train.warmup, steps)
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate_factor(train.scheduler, step, steps=steps, warmup=warmup)
-    )
+
+    def factor(step: int) -> float:
+        return rate_factor(train.scheduler, start + step, steps=steps, warmup=warmup)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import traceback
+
 import torch
 
 from trials.base import Base
 from trials.base.devices import DTYPES
-from trials.contract import InputError, TrainConfig
+from trials.contract import InputError, Outcome, TrainConfig
 from trials.data.examples import Example
+from trials.engines import DeviceLost
 from trials.evaluate import computing, target_logits
 from trials.training.batches import Batch, Limit, collate, pack
 
@@ -44,6 +48,37 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(name in str(error) for name in ALLOCATORS)
 
 
+def end_of(error: Exception, device: torch.device) -> tuple[Outcome, str]:
+    """What an error makes of a trial, and why; a bug is written to the worker's log.
+
+    Raises DeviceLost where it has left the device unusable for this process.
+    """
+    said = (str(error) or type(error).__name__).splitlines()[0]
+    if out_of_memory(error):
+        return Outcome.INFEASIBLE, f"does not fit into memory: {said}{_taken_by_others(device)}"
+    traceback.print_exception(error)
+    check_device(device, error)
+    return Outcome.FAILED, f"{type(error).__name__}: {said}"
+
+
+def check_device(device: torch.device, error: Exception) -> None:
+    """Raises DeviceLost where `error` has broken CUDA: every later call in this process fails."""
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as again:
+        said = str(again).splitlines()[0]
+        raise DeviceLost(f"{device} cannot be used any more: {said}") from error
+
+
+def free_memory(device: torch.device) -> None:
+    """Gives back what ended trials held, so that none suffers from those before it."""
+    gc.collect()  # trainers hold themselves in cycles
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def keeps_packed_apart(base: Base) -> None:
     """Raises InputError unless examples that share a row do not see each other in this model."""
     first, other, second = (_probe(base, start) for start in (3, 5, 7))
@@ -64,6 +99,14 @@ def _limit(base: Base, bytes_per_unit: int) -> Limit:
     token = bytes_per_unit * config.num_hidden_layers * config.hidden_size
     tokens = int(0.7 * free / token)
     return Limit(tokens=min(max(tokens, 1), MOST_TOKENS), targets=max(int(0.3 * free / target), 1))
+
+
+def _taken_by_others(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    free, total = torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)
+    return f" (of it, other processes and the CUDA context hold {others / 2**30:.1f} GiB)"
 
 
 def _free_bytes(device: torch.device) -> int:

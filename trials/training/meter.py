@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 
 from trials.contract import CurvePoint
+from trials.training.state import Progress
 
 
 class Meter:
@@ -19,6 +20,8 @@ class Meter:
     def __init__(self, device: torch.device) -> None:
         self.tokens = 0
         self.eval_seconds = 0.0
+        self.sample_seconds = 0.0
+        self._earlier_bytes = 0
         self._device = device
         self._start = self._lap_start = time.perf_counter()
         self._busy_start = (self._start, time.process_time())
@@ -52,8 +55,45 @@ class Meter:
         self._lap_start = time.perf_counter()
         self.eval_seconds += self._lap_start - start
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Counts the time within as spent on samples, and not as part of the next step."""
+        start = time.perf_counter()
+        yield
+        self._lap_start = time.perf_counter()
+        self.sample_seconds += self._lap_start - start
+
+    def waited(self, seconds: float) -> None:
+        """Counts time in which others were evaluated: it is no part of the next step either."""
+        self.eval_seconds += seconds
+        self._lap_start += seconds
+
+    def waited_for_samples(self, seconds: float) -> None:
+        """Likewise while samples were written."""
+        self.sample_seconds += seconds
+        self._lap_start += seconds
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The time within is no part of the next step."""
+        start = time.perf_counter()
+        yield
+        self._lap_start += time.perf_counter() - start
+
+    def resume(self, progress: Progress) -> None:
+        """Counts on from what an earlier attempt had used."""
+        self.tokens += progress.tokens
+        self.eval_seconds += progress.eval_seconds
+        self.sample_seconds += progress.sample_seconds
+        self._start -= progress.seconds
+        self._earlier_bytes = progress.memory_bytes
+        self._lap_start = time.perf_counter()
+
     def memory_bytes(self) -> int:
         """The peak: on CUDA the trial's own, on a CPU the process's since it began."""
+        return max(self._earlier_bytes, self._peak_bytes())
+
+    def _peak_bytes(self) -> int:
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
         unit = 1 if sys.platform == "darwin" else 1024

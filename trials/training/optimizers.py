@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,53 @@ def build_optimizer(
         fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
         return Adafactor(parameters, **shared, **fixed)  # type: ignore[no-untyped-call]
     return _paged(train.optimizer, parameters, adam)
+
+
+def saved(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What an optimizer remembers: copies of its tensors on the CPU, and plain numbers.
+
+    Both are named "<parameter's place>.<the optimizer's own name>".
+    """
+    if any(parameter.is_cuda for parameter in _parameters(optimizer)):
+        torch.cuda.synchronize()  # paged states are read where the device writes them
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for place, parameter in enumerate(_parameters(optimizer)):
+        for name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{place}.{name}"] = value.detach().to("cpu", copy=True).contiguous()
+            elif value is not None:
+                numbers[f"{place}.{name}"] = value
+    return tensors, numbers
+
+
+def restore(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]
+) -> None:
+    """Takes back what `saved` gave, bit for bit."""
+    places = dict(enumerate(_parameters(optimizer)))
+    if hasattr(optimizer, "init_state"):  # of bitsandbytes, where pages must be the optimizer's own
+        for place, parameter in places.items():
+            if f"{place}.step" in numbers:
+                optimizer.init_state(optimizer.param_groups[0], parameter, 0, place)
+    for key, value in (*tensors.items(), *numbers.items()):
+        number, _, name = key.partition(".")
+        parameter = places[int(number)]
+        _put(optimizer.state[parameter], name, value, parameter.device)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _put(state: dict[str, Any], name: str, value: Any, device: torch.device) -> None:
+    there = state.get(name)
+    if isinstance(there, Tensor):
+        there.copy_(value)
+    elif isinstance(value, Tensor) and name != "step":  # torch counts steps on the CPU
+        state[name] = value.to(device)
+    else:
+        state[name] = value
 
 
 def release_optimizer(optimizer: torch.optim.Optimizer) -> None:

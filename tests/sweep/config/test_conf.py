@@ -29,7 +29,7 @@ PROMISED = {
     "pruner": "asha hyperband median percentile patient threshold none",
     "engine": "trl simulated",
     "executor": "inline local",
-    "tracking": "wandb none",
+    "tracking": "wandb tensorboard none",
 }
 
 
@@ -52,8 +52,10 @@ def composed(group: str, name: str, place: Path) -> SweepConfig:
 def test_every_atom_composes(group: str, name: str, place: Path) -> None:
     config = composed(group, name, place)
     assert config.space.dimensions
-    if group in ("engine", "executor", "sampler", "pruner", "tracking"):
+    if group in ("engine", "executor", "sampler", "pruner"):
         assert getattr(config, group).name == name
+    if group == "tracking":
+        assert config.tracking.names == ((name,) if name != "none" else ())
     assert [entry.name for entry in place.iterdir()] == ["my.jsonl"]
 
 

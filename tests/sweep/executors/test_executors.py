@@ -45,7 +45,7 @@ def test_a_sweep_runs_to_its_total_and_the_same_command_goes_no_further(make: Ma
     assert run_sweep(config, seen) == 0
     assert run_sweep(config, again) == 0
     assert len(seen.results) == 4 and again.starts == []
-    assert again.closed_with and "type n_trials=6" in again.closed_with.reason
+    assert again.closed_with and again.closed_with.more == "n_trials=6"
     assert again.opened_with and len(again.closed_with.records) == 4
     assert run_sweep(make("n_trials=6"), Recorder()) == 0
     assert [record.number for record in stored(config)[1]] == list(range(6))
@@ -83,11 +83,12 @@ def test_a_batch_larger_than_a_tick_of_epochs_is_told_once_the_data_is_known(
 
 
 def test_a_study_whose_time_is_used_up_starts_no_worker(make: Make) -> None:
-    config, seen = make("budget.wall_clock_hours=1e-9"), Recorder()
+    config, seen = make("budget.max_hours=1e-9"), Recorder()
     assert run_sweep(config, Recorder()) == BUDGET
     assert run_sweep(config, seen) == BUDGET
     assert seen.loading == [] and seen.closed_with and not seen.closed_with.complete
-    assert "type budget.wall_clock_hours=2e-09 to go on" in seen.closed_with.reason
+    assert "budget.max_hours=1e-09 is used up" in seen.closed_with.reason
+    assert str(seen.closed_with.more).startswith("budget.max_hours=")
     assert run_sweep(make(), Recorder()) == COMPLETE
 
 

@@ -243,7 +243,7 @@ def test_the_end_says_what_was_found_and_how_to_go_on(
         "results/lora_rank/",
         "results/recipe/lora_rank.yaml",
         "wandb sync results/lora_rank/wandb/offline-run-*",
-        "optuna-dashboard sqlite:///results/sweep.db",
+        "python -m sweep.dashboard lora_rank --open",
         "python -m trials results/lora_rank/trials/2.json",
         "python -m sweep +recipe=lora_rank",
         "python -m sweep.results lora_rank",
@@ -261,7 +261,7 @@ def test_an_unfinished_study_says_the_same_command_again(tmp_path: Path) -> None
 def test_passwords_stay_out_of_the_terminal(tmp_path: Path) -> None:
     end = _closed(tmp_path, True, storage="postgresql://me:geheim@host/db")
     assert "geheim" not in end
-    assert "optuna-dashboard 'postgresql://me:***@host/db'" in end
+    assert "--storage 'postgresql://me:***@host/db' --open" in end
 
 
 def test_commands_are_whole_in_a_narrow_terminal(

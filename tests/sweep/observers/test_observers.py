@@ -13,16 +13,19 @@ import staged
 from sweep.config import SweepConfig
 from sweep.observers import Closed, Observer, Observers, build_observers
 from sweep.observers.console import LiveConsole, PlainConsole
+from sweep.observers.dashboard import Dashboard
 from sweep.observers.files import Files
 from sweep.observers.log import Log
-from sweep.observers.wandb import Wandb
+from sweep.tracking.observer import Tracking
 
 VARIANTS: dict[str, Callable[[SweepConfig], Observer]] = {
     "live": lambda config: LiveConsole(config, io.StringIO()),
     "plain": lambda config: PlainConsole(config, io.StringIO()),
     "files": lambda config: Files(),
     "log": lambda config: Log(),
-    "wandb": lambda config: Wandb(note=lambda text: None, close_timeout_s=0.0),
+    "dashboard": lambda config: Dashboard(note=lambda text: None),
+    "wandb": lambda config: Tracking("wandb", note=lambda text: None),
+    "tensorboard": lambda config: Tracking("tensorboard", note=lambda text: None),
 }
 CALL_S = 0.05  # much longer than any call takes, much shorter than any network
 
@@ -35,7 +38,8 @@ def observer(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Observe
 
 
 def _config(folder: Path) -> SweepConfig:
-    return staged.config(folder, "tracking=wandb", "tracking.mode=offline")
+    quick = ("tracking.mode=offline", "tracking.close_timeout_s=0")
+    return staged.config(folder, "tracking=[wandb,tensorboard]", *quick)
 
 
 class Timed:
@@ -86,8 +90,8 @@ def test_a_retried_and_a_continued_trial_are_understood(
 class Broken:
     """Fails from its second step on."""
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, error: Exception) -> None:
+        self.calls, self.error = 0, error
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         if name == "stop":
@@ -96,19 +100,27 @@ class Broken:
         def step(*given: object) -> None:
             self.calls += 1
             if self.calls > 1:
-                raise OSError(28, "No space left on device")
+                if isinstance(self.error, OSError):
+                    self.error.filename = f"{self.calls}.json"
+                raise self.error
 
         return step
 
 
-def test_a_failing_observer_is_reported_once_and_dropped(tmp_path: Path) -> None:
+FULL = OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("error, kept", [(ValueError("No luck"), False), (FULL, True)])
+def test_a_failing_observer_is_reported_once_and_dropped_unless_a_disk_may_recover(
+    error: Exception, kept: bool, tmp_path: Path
+) -> None:
     notes: list[str] = []
-    broken, files = Broken(), Files()
+    broken, files = Broken(error), Files()
     observers = Observers([broken, files], note=notes.append)  # type: ignore[list-item]
     staged.play(observers, staged.config(tmp_path))
-    assert broken.calls == 2
+    assert broken.calls > 20 if kept else broken.calls == 2
     assert len(notes) == 1
-    assert "Broken" in notes[0] and "No space left on device" in notes[0]
+    assert "Broken" in notes[0] and error.args[-1] in notes[0]
     assert (tmp_path / "lora_rank" / "trials.csv").read_text().count("\n") == 7
 
 
@@ -145,11 +157,11 @@ def test_the_log_keeps_every_run_of_the_study(tmp_path: Path) -> None:
     assert sum("5 of 6 trials in" in line for line in lines) == 2
 
 
-@pytest.mark.parametrize("tracking", ["none", "wandb"])
-def test_tracking_none_starts_no_wandb(tracking: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tracking", ["none", "wandb", "tensorboard", "[wandb,tensorboard]"])
+def test_each_tracker_asked_for_follows_and_no_other(tracking: str, tmp_path: Path) -> None:
     config = staged.config(tmp_path, f"tracking={tracking}")
     observers = build_observers(config)
     observers.opened(staged.opened(config))
-    log = tmp_path / "lora_rank" / "logs" / "wandb.log"
-    assert log.exists() == (tracking == "wandb")
+    logs = {file.stem for file in (tmp_path / "lora_rank" / "logs").glob("*.log")}
+    assert logs - {"sweep"} == {name for name in ("wandb", "tensorboard") if name in tracking}
     observers.closed(Closed(complete=False, reason="stopped", records=()))

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import staged
 
+from sweep.observers.files import Files
+from sweep.results import summary
 from sweep.results.__main__ import main
-from sweep.store import Store, StudyRecord, schema
-from trials.contract import Outcome
+from sweep.store import RunRecord, Store, StudyRecord, schema
+from trials.contract import Outcome, Sample
 
 
 def _study(name: str, uuid: str, results: Path) -> StudyRecord:
@@ -87,6 +89,68 @@ def test_times_go_on_while_a_driver_lives(
     assert "in 1:35" in told or "in 1:36" in told
     running = next(line for line in told.splitlines() if "▸" in line)
     assert "50:0" in running
+
+
+def test_what_samples_cost_is_said(tmp_path: Path) -> None:
+    records = staged.play(Files(), staged.config(tmp_path / "more"))
+    assert "samples" not in dict(summary.costs(records, staged.TICKS))["training"]
+    counted = [dataclasses.replace(r, sample_seconds=0.02 * r.seconds) for r in records]
+    said = dict(summary.costs(counted, staged.TICKS))["training"]
+    assert said.endswith("10 % of it evaluation, 2.0 % writing samples")
+
+
+def test_what_all_runs_cost_is_said_where_there_was_a_price(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _fill(results, "lora_rank")
+    assert "money" not in _said(capsys, "lora_rank")
+    store = Store(f"sqlite:///{results / 'sweep.db'}", create=True)
+    for run, price in enumerate((2.0, 3.0)):
+        ran = RunRecord(run=run, host="h", pid=1, devices=4, price_per_hour=price, started_at=0.0,
+                        seconds=1800.0)  # fmt: skip
+        store.spent("lora_rank-uuid", 1800.0 * (run + 1), ran)
+    store.close()
+    told = _said(capsys, "lora_rank")
+    assert "used by all runs  4.00 device-hours · money 10.00" in told
+
+
+def test_trials_that_share_a_worker_are_said_to(tmp_path: Path) -> None:
+    records = staged.play(Files(), staged.config(tmp_path))
+    spans = ((0.0, 9.0), (1.0, 4.0), (4.0, 8.0), (5.0, 6.0))
+    for workers, most in (("wwww", 3), ("wxwx", 2), ("wxyz", 1)):
+        ran = [
+            dataclasses.replace(record, worker=worker, started_at=began, finished_at=ended)
+            for record, worker, (began, ended) in zip(records, workers, spans, strict=False)
+        ]
+        assert summary.at_once(ran) == most
+        said = dict(summary.costs(ran, staged.TICKS))["training"]
+        assert ("at once on a device" in said) == (most > 1)
+
+
+def test_samples_are_shown_beside_the_untouched_bases(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _fill(results, "lora_rank")
+    assert main(["lora_rank", "--samples"]) == 2
+    assert "No trial has samples" in capsys.readouterr().err
+    hostile = "two\x1b[31m\nlines " + "x" * 5000
+    written = Sample(prompt="How much?", reference="285", generated=hostile)
+    store = Store(f"sqlite:///{results / 'sweep.db'}", create=True)
+    config = staged.config(results)
+    base = staged.setup(config, baseline_samples=(dataclasses.replace(written, generated="511"),))
+    store.open_study(_study("lora_rank", "lora_rank-uuid", results), base)
+    last = staged.report(0, 1, 0.5)
+    ended = dataclasses.replace(staged.result(last, 0, Outcome.COMPLETE), samples=(written,))
+    store.finish("lora_rank-uuid", ended, first_rung_loss=0.5)
+    store.close()
+    for asked in (["--samples"], ["--samples", "0"]):
+        told = _said(capsys, "lora_rank", *asked)
+        for text in ("How much?", "285", "untouched base", "511", "trial 0", "two"):
+            assert text in told
+        assert "\x1b" not in told and "x" * 2001 not in told
+    assert main(["lora_rank", "--samples", "2"]) == main(["lora_rank", "--samples", "9"]) == 2
+    said = capsys.readouterr().err
+    assert "Trial 2 has no samples" in said and "There is no trial 9" in said
 
 
 def test_top_limits_the_rows(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -108,7 +108,35 @@ def test_a_trial_comes_back(store: Store, trial: TrialConfig, setup: Setup) -> N
     assert (found.outcome, found.reason, found.trainable_parameters) == ("pruned", "not good", 7)
     assert found.params == {"lora.r": 8} and found.finished_at and found.utilisation == 0.9
     assert store.trial_config(UUID, 3) == trial
-    assert store.samples(UUID, 3) == [{"prompt": "p", "reference": "r", "generated": "g"}]
+    assert store.samples(UUID, 3) == {2: (sample,)}
+
+
+def test_samples_stand_next_to_the_untouched_base(
+    store: Store, trial: TrialConfig, setup: Setup
+) -> None:
+    base, early, late, last = (
+        Sample(prompt="<b>p</b>", reference="r\u202e", generated=text)
+        for text in ("nothing", "e", "l", "\x00\U0001f600' --")
+    )
+    store.open_study(record(), dataclasses.replace(setup, baseline_samples=(base,)))
+    store.start(UUID, trial, {}, "w0", setup)
+    first = dataclasses.replace(report(1, 0.9), samples=(early,), sample_seconds=0.5)
+    store.tick(UUID, first, first_rung=1)
+    store.start(UUID, dataclasses.replace(trial, attempt=1), {}, "w0", setup)
+    store.tick(UUID, dataclasses.replace(first, attempt=1, samples=(late,)), first_rung=1)
+    result = TrialResult(trial=3, attempt=1, outcome=Outcome.COMPLETE, eval_loss=0.9, ticks=5,
+                         samples=(last,), sample_seconds=0.75)  # fmt: skip
+    store.finish(UUID, result, first_rung_loss=0.9)
+    assert store.samples(UUID, 3) == {1: (late,), 5: (last,)}
+    assert store.samples(UUID, 4) == {}
+    assert store.trials(UUID, 3)[0].sample_seconds == 0.75
+    store.open_study(record(), dataclasses.replace(setup, baseline_samples=()))  # samples=0 now
+    assert store.baseline_samples(UUID) == (base,)
+    with store.engine.connect() as db:
+        shown = db.execute(sa.text(
+            "select tick, prompt, reference, base, generated from sweep_sample where attempt = 1"
+        )).all()  # fmt: skip
+    assert shown[0] == (1, "<b>p</b>", "r\u202e", "nothing", "l") and shown[1][0] == 5
 
 
 def test_writing_twice_is_writing_once(store: Store, trial: TrialConfig, setup: Setup) -> None:
@@ -247,7 +275,7 @@ def test_two_thousand_trials_are_read_quickly(store: Store) -> None:
         base = {
             "study_uuid": UUID, "attempt": 0, "outcome": "complete", "params": '{"lora.r": 8}',
             "worker": "w0", "started_at": 1.0, "device": "cpu", "versions": "{}",
-            "config": "{}", "samples": "[]",
+            "config": "{}",
         }  # fmt: skip
         db.execute(schema.trials.insert(), [{**base, "number": n} for n in range(2000)])
         tick = dataclasses.asdict(report(1, 0.9))

@@ -21,7 +21,7 @@ from sweep.run import run_sweep
 from sweep.store import Store
 from sweep.store.database import sqlite_path
 from sweep.study import lock, look, open_study
-from trials.contract import InputError, Setup
+from trials.contract import InputError, Sample, Setup
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_what_changes_a_result_is_refused(
 @pytest.mark.parametrize(
     "override",
     ["n_trials=9", "train.micro_batch_size=2", "executor.workers=2", "sampler=random",
-     "budget.wall_clock_hours=5", "engine.capacity=2"],
+     "budget.max_hours=5", "engine.capacity=2"],
 )  # fmt: skip
 def test_what_changes_no_result_may_differ(
     config: SweepConfig, tmp_path: Path, override: str
@@ -131,7 +131,8 @@ def test_a_study_cut_short_while_it_was_made_is_taken_over(config: SweepConfig) 
     ready(config)[0].close()
     path = str(sqlite_path(config.storage))
     db = sqlite3.connect(path)
-    db.execute("delete from study_user_attributes")
+    for kind in ("user", "system"):
+        db.execute(f"delete from study_{kind}_attributes")
     db.commit()
     db.close()
     run_inline(config)
@@ -261,3 +262,30 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(
     path.write_text("my notes, all of them, since the beginning of time")
     said = refusal(dataclasses.replace(config, storage=f"sqlite:///{path}"))
     assert "file is not a database" in said and path.read_text().startswith("my notes")
+
+
+def test_a_database_of_an_older_version_is_renewed_and_goes_on(
+    config: SweepConfig, tmp_path: Path
+) -> None:
+    run_inline(config)
+    with sqlite3.connect(str(sqlite_path(config.storage))) as db:
+        db.executescript("""
+            insert into study_user_attributes (study_id, key, value_json)
+                select study_id, key, value_json from study_system_attributes where key = 'sweep';
+            delete from study_system_attributes where key = 'sweep';
+            drop view sweep_sample; drop table sweep_samples; drop table sweep_runs;
+            alter table sweep_ticks drop column sample_seconds;
+            alter table sweep_trials drop column sample_seconds;
+            alter table sweep_trials add column samples text not null default '[]';
+            update sweep_trials set samples =
+                '[{"prompt": "p", "reference": "r", "generated": "g"}]' where number = 3;
+        """)
+    study, before = stored(config)
+    assert len(before) == 8 and before[3].sample_seconds == 0
+    store = Store(config.storage)
+    written = Sample(prompt="p", reference="r", generated="g")
+    assert store.samples(study.uuid, 3) == {before[3].ticks: (written,)}
+    assert store.samples(study.uuid, 4) == {}
+    store.close()
+    assert run_sweep(sweep_config(tmp_path, "n_trials=9", "executor=inline"), Recorder()) == 0
+    assert stored(config)[1][:8] == before and len(stored(config)[1]) == 9

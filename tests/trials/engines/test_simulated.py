@@ -13,6 +13,7 @@ from sweeping import Recorder, prepare, ready, run_inline, stored, sweep_config
 from sweep.driver import SweepDriver
 from trials.contract import InputError, TrialConfig
 from trials.engines.curves import curve, loss, trainable_parameters
+from trials.engines.simulated_samples import baseline_samples, trial_samples
 
 
 @pytest.fixture
@@ -114,3 +115,15 @@ def test_its_lengths_are_within_the_limit(tmp_path: Path) -> None:
     facts = prepare(config, driver.connect("w0")).data_facts
     driver.close()
     assert 0 < facts.mean_length <= facts.max_length <= 30
+
+
+def test_what_is_written_follows_the_loss(trial: TrialConfig) -> None:
+    base, poor, good = (
+        baseline_samples(3, trial.seed),
+        trial_samples(3, trial, 1.1),
+        trial_samples(3, trial, 0.3),
+    )
+    assert [s.generated for s in good] == [s.reference for s in base]
+    assert poor == trial_samples(3, dataclasses.replace(trial, number=7), 1.1) != good
+    assert [s.prompt for s in poor] == [s.prompt for s in base] and len({*base}) == 3
+    assert trial_samples(1, trial, math.nan)[0].generated == base[0].generated

@@ -66,6 +66,45 @@ def test_it_reports_at_ticks_and_says_what_it_used(tiny: Tiny, tmp_path: Path) -
     assert len(driver.setup.baseline_samples) == len(result.samples) == 2
     assert result.samples[0].prompt == driver.setup.baseline_samples[0].prompt
     assert result.adapter is None
+    assert 0 < result.sample_seconds < result.seconds
+    assert not any(report.samples or report.sample_seconds for report in driver.reports)
+
+
+def test_samples_at_ticks_are_what_the_trial_writes_there(tiny: Tiny) -> None:
+    def stop_the_second(report: Report) -> Verdict:
+        return Verdict(stop=report.trial == 1, reason="enough")
+
+    trials = [tiny.trial(number, examples=32, ticks=2) for number in (0, 1)]
+    driver = run(tiny, *trials, answer=stop_the_second, samples=3, samples_at_ticks=True)
+    whole, pruned = driver.results
+    first, last, other = driver.reports
+    assert [len(report.samples) for report in driver.reports] == [3, 3, 3]
+    assert (whole.samples, pruned.samples) == (last.samples, other.samples)
+    assert other.samples == first.samples  # the same trial so far
+    assert 0 < first.sample_seconds < last.sample_seconds == whole.sample_seconds
+    plain = run(tiny, trials[0])
+    assert plain.losses(0) == driver.losses(0)  # writing changes nothing
+
+
+def test_a_model_that_cannot_write_costs_no_trial(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trials.engines import trl
+
+    calls: list[int] = []
+
+    def written(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            raise NotImplementedError("no cache for this one")
+        return [()]
+
+    monkeypatch.setattr(trl, "samples", written)
+    driver = run(tiny, tiny.trial(examples=16, ticks=1), samples=2)
+    assert outcomes(driver) == [Outcome.COMPLETE] and driver.results[0].samples == ()
+    assert "no cache for this one" in capsys.readouterr().err
+    with pytest.raises(InputError, match="samples=2: .* no cache for this one. Type samples=0"):
+        trl.prepare(tiny.assignment(samples=2), driver)
 
 
 def test_a_budget_may_span_epochs(tiny: Tiny) -> None:

@@ -3,12 +3,20 @@
     engine, setup = prepare(assignment, driver)
     engine.run(driver)
 
-The way of a clock: `engine.py` (who is seated) -> `seat.py` (each one's next micro-batch) ->
-`shapes.py` (how many rows, how wide) -> `corpus.py` (samples as tensors) -> `clock.py` (forward and
-backward) -> `layers.py` (batched LoRA, gradients into the bank) -> `optim.py` (steps of the rows
-that are due) -> `evaluation.py` (those at a tick) -> `engine.py` (reports, verdicts, refill).
+The way of a clock:
+
+    engine.py      who is seated; what the device found out, told to the driver; who comes next
+    seat.py        each one's next micro-batch        shapes.py   how much of it all of them give
+    corpus.py      samples as tensors                 clock.py    forward, backward, steps
+    forward.py     the base's hidden states, and the losses where there are targets
+    layers.py      linear layers with LoRA on top; gradients straight into the bank
+    optim.py       steps of the rows that are due     evaluation.py   those at a tick
+
+LoRA's products come in two layouts: `products.py` pads every slot to the same number of tokens (any
+device), `cuda/` lays all tokens end to end, on Triton kernels. There `fused.py` compiles what is
+elementwise, `attention.py` keeps rows apart, and `replay.py` records whole clocks as CUDA graphs.
 `bank.py` holds the adapters, `slots.py` seats trials in it, `initial.py` lets PEFT make and write
-them, `refusals.py` says what a pack cannot do.
+them, `size.py` says how many fit, and `refusals.py` what a pack cannot do.
 """
 
 from __future__ import annotations

@@ -8,11 +8,11 @@ works on whole adapters (clipping, optimizers, emptying) works on rows and knows
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)  # widths; wider ones are multiples of the last
 Shapes = Mapping[str, tuple[int, int]]  # module path -> d_in, d_out
@@ -48,6 +48,11 @@ class Bank:
         same = compute == dtype
         self.compute = self.parameters if same else self.parameters.to(compute)
         self._prefixes: dict[int, tuple[Views, Views]] = {}
+
+    @property
+    def fused(self) -> bool:
+        """Whether Triton kernels can work on it."""
+        return self.compute.is_cuda and self.compute.dtype in (torch.bfloat16, torch.float16)
 
     @property
     def rows(self) -> tuple[Tensor, ...]:
@@ -100,17 +105,34 @@ class Bank:
         self._round_row(target)
         self.empty(source)
 
-    def saved(self, slot: int) -> dict[str, Tensor]:
-        """A slot's state on the host, as a checkpoint keeps it; `restore` takes it back."""
-        names = ("parameters", "gradients", "first", "second")
-        return {name: rows[slot].to("cpu", copy=True)
-                for name, rows in zip(names, self.rows, strict=True)}
+    def saved(self, slot: int, r: int, targets: Iterable[str]) -> dict[str, Tensor]:
+        """A slot's adapter of rank `r` and its moments, on the host; `restore` takes them back.
+
+        The bank's width is not part of it. Waits for the device.
+        """
+        found = {}
+        for kind, row in self._kept():
+            views = self._views(row[slot : slot + 1].cpu())
+            for name, a, b in zip(self.shapes, views.a, views.b, strict=True):
+                if name in targets:
+                    found[f"{kind}.{name}.a"] = a[0, :r].clone()
+                    found[f"{kind}.{name}.b"] = b[0, :, :r].clone()
+        return found
 
     def restore(self, slot: int, state: Mapping[str, Tensor]) -> None:
         """Takes back what `saved` gave, bit for bit."""
-        for name, row in state.items():
-            getattr(self, name)[slot].copy_(row)
+        self.empty(slot)
+        for kind, row in self._kept():
+            views = self._views(row[slot : slot + 1])
+            for name, a, b in zip(self.shapes, views.a, views.b, strict=True):
+                if f"{kind}.{name}.a" in state:
+                    left, right = state[f"{kind}.{name}.a"], state[f"{kind}.{name}.b"]
+                    a[0, : len(left)].copy_(left)
+                    b[0, :, : right.shape[1]].copy_(right)
         self._round_row(slot)
+
+    def _kept(self) -> tuple[tuple[str, Tensor], ...]:
+        return ("parameter", self.parameters), ("first", self.first), ("second", self.second)
 
     def widened(self, r: int) -> Bank:
         """A bank for ranks up to `r` with the same adapters in the same slots."""
@@ -136,6 +158,12 @@ class Bank:
             b.append(flat[:, middle:end].view(-1, d_out, self.r))
             start = end
         return Views(tuple(a), tuple(b))
+
+
+def shapes_of(layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:
+    """The layers' inputs and outputs, by path."""
+    return {name: (int(m.in_features), int(m.out_features))  # type: ignore[arg-type]
+            for name, m in layers.items()}
 
 
 def width(r: int) -> int:

@@ -9,42 +9,38 @@ that the device need not wait; what a stopped trial did meanwhile is told to nob
 from __future__ import annotations
 
 import time
-import traceback
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import nn
 
 from trials.base.devices import DTYPES
-from trials.contract import Driver, Outcome, TrialConfig, TrialResult, Turn
+from trials.contract import Driver, Outcome, Sample, TrainConfig, TrialConfig, TrialResult, Turn
 from trials.engines import WAIT_S
-from trials.engines.packed.bank import Bank
+from trials.engines.course import Snapshot, StepDone
+from trials.engines.packed.bank import Bank, shapes_of
 from trials.engines.packed.clock import Clock, Told
 from trials.engines.packed.corpus import Corpus
 from trials.engines.packed.evaluation import Measured, PackedEvaluation
+from trials.engines.packed.forward import Forward
+from trials.engines.packed.fused import fused
 from trials.engines.packed.initial import Skeleton
-from trials.engines.packed.layers import Pack, packed_layers
+from trials.engines.packed.later import Idle
+from trials.engines.packed.layers import packed_layers
+from trials.engines.packed.replay import Replays
 from trials.engines.packed.seat import Seat
+from trials.engines.packed.shapes import PaddedShapes, RaggedShapes, Shapes
+from trials.engines.packed.size import Size
 from trials.engines.packed.slots import Slots
 from trials.engines.trl import TrlEngine
 from trials.quiet import quiet
-from trials.training.limits import out_of_memory
+from trials.training.limits import end_of, evaluation_limit, out_of_memory, training_limit
 from trials.training.plan import Step
 
-if TYPE_CHECKING:
-    from trials.engines.trl_trainer import StepDone
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much a pack holds."""
-
-    slots: int
-    r: int  # of the bank at first
-    resident: bool  # whether the base is kept dequantised beside its 4-bit weights
-    lag: int  # clocks until the device is heard
+ANY = TrainConfig(learning_rate=0.0)  # what fits into memory without checkpointing
 
 
 class PackedEngine:
@@ -52,31 +48,61 @@ class PackedEngine:
 
     def __init__(self, shared: TrlEngine, layers: Mapping[str, nn.Module], size: Size) -> None:
         self.shared, self.layers, self.size = shared, layers, size
-        pad = int(shared.base.tokenizer.pad_token_id)
-        self._corpus = Corpus(shared.data.train, pad)
-        self._skeleton = Skeleton(shared.base.model)
-        self._evaluation = PackedEvaluation(shared.base, shared.data)
+        base, data = shared.base, shared.data
+        pad = int(base.tokenizer.pad_token_id)
+        self.corpus = Corpus(data.train, pad)
+        self.forward = Forward(base)
+        self.idle_fraction: float | None = None  # of the device in the last run, where it is known
+        self._dtype = DTYPES[base.config.dtype]
+        self._skeleton = Skeleton(base.model)
+        self._evaluation = PackedEvaluation(
+            Corpus(data.eval, pad), base.device, ragged=size.ragged,
+            tokens=evaluation_limit(base).tokens or 1,
+        )
+
+    @property
+    def fixed_bytes(self) -> int:
+        """What a dequantised copy of the base and parts of the logits take."""
+        numbers = sum(d_in * d_out for d_in, d_out in shapes_of(self.layers).values())
+        resident = numbers * self._dtype.itemsize if self.size.resident else 0
+        return resident + 2 * self.forward.logit_bytes  # of clocks and of evaluations
 
     def run(self, driver: Driver) -> None:
         """Trains what the driver hands out until it has nothing more and all slots are free."""
-        dtype = DTYPES[self.shared.base.config.dtype]
-        with quiet(), packed_layers(self.layers, dtype=dtype, resident=self.size.resident) as pack:
-            slots = self.slots(pack)
-            try:
-                Shift(slots, self._evaluation, driver, self.size.lag).work()
-            finally:
-                slots.clock.checkpoint(False)
+        with self.slots() as slots:
+            shift = Shift(slots, self._evaluation, driver, self.size)
+            shift.work()
+            self.idle_fraction = shift.idle.fraction
 
-    def slots(self, pack: Pack) -> Slots:
-        """Empty slots."""
+    @contextmanager
+    def slots(self, size: Size | None = None) -> Iterator[Slots]:
+        """Empty slots, with the base's layers computing for them."""
+        size = size or self.size
         base = self.shared.base
-        bank = Bank(
-            {name: (int(m.in_features), int(m.out_features))  # type: ignore[arg-type]
-             for name, m in self.layers.items()},
-            slots=self.size.slots, r=self.size.r, device=base.device,
-            compute=DTYPES[base.config.dtype],
-        )
-        return Slots(self.shared, Clock(base, bank, pack, self._corpus), pack, self._skeleton)
+        with ExitStack() as stack:
+            stack.enter_context(quiet())
+            pack = stack.enter_context(
+                packed_layers(self.layers, dtype=self._dtype, resident=size.resident)
+            )
+            if size.compiled:
+                stack.enter_context(fused(base.model))
+            bank = Bank(shapes_of(self.layers), slots=size.slots, r=size.r, device=base.device,
+                        compute=self._dtype)
+            clock = Clock(base, bank, pack, self.corpus, self.forward, self._shapes(size),
+                          Replays(base.device, records=size.compiled))
+            stack.callback(clock.checkpoint, False)
+            yield Slots(self.shared, clock, pack, self._skeleton)
+
+    def rehearse(self, tokens: int) -> int:
+        """The bytes that a clock of about so many tokens takes, its bank and copies aside."""
+        small = replace(self.size, slots=2, resident=False)
+        with self.slots(small) as slots:
+            return slots.clock.rehearse(tokens, self.shared.assignment.gradient_checkpointing)
+
+    def _shapes(self, size: Size) -> Shapes:
+        if size.ragged:
+            return RaggedShapes(size.slots, size.tokens, self.corpus.longest)
+        return PaddedShapes(training_limit(self.shared.base, ANY))
 
 
 @dataclass(frozen=True)
@@ -84,17 +110,22 @@ class Heard:
     """A clock's outcome, and the evaluation of those whom it brought to a tick."""
 
     told: Told
-    measured: Measured | None
     ticking: tuple[Seat, ...]
+    measured: Measured | None
+    written: dict[int, tuple[Sample, ...]]  # by slot
+    writing_seconds: float
+    states: dict[int, Snapshot]  # by slot: of whose trial a state is due
 
 
 class Shift:
     """The work of one `run`."""
 
     def __init__(
-        self, slots: Slots, evaluation: PackedEvaluation, driver: Driver, lag: int
+        self, slots: Slots, evaluation: PackedEvaluation, driver: Driver, size: Size
     ) -> None:
-        self.slots, self.evaluation, self.driver, self.lag = slots, evaluation, driver, lag
+        self.slots, self.evaluation, self.driver = slots, evaluation, driver
+        self.lag, self.ragged = size.lag, size.ragged
+        self.idle = Idle(slots.shared.base.device)
         self._unheard: deque[Heard] = deque()
         self._done = False  # the driver has no more trials
         self._ask_at = 0.0  # not before; on `time.monotonic`'s clock
@@ -120,34 +151,60 @@ class Shift:
                 self._sit(trial)
             else:
                 self._ask_at = time.monotonic() + WAIT_S
-        if not self.slots.full:
+        if not (self.slots.full or self.ragged):
             self.slots.close_up()
 
     def _sit(self, trial: TrialConfig) -> None:
         try:
-            self.slots.sit(trial, self.driver)
+            seat = self.slots.sit(trial, self.driver)
         except Exception as error:
-            outcome, reason = _end_of(error)
+            outcome, reason = end_of(error, self.slots.shared.base.device)
             self.driver.finish(TrialResult(
                 trial=trial.number, attempt=trial.attempt, outcome=outcome, eval_loss=None,
                 reason=reason, worker=self.slots.shared.assignment.worker,
             ))
+            return
+        if seat.course.outcome is not None:  # stopped while its ticks were told again
+            self._end(seat)
 
     def _clock(self) -> None:
         seats = [seat for seat in self.slots.seats if seat.has_work]
         try:
-            told = self.slots.clock.tick(seats)
+            with self.idle.working():
+                told = self.slots.clock.tick(seats)
         except Exception as error:
             self._rescue(error, seats)
             return
         ticking = tuple(seat for _, seat, step in told.steps if step.ticks)
-        self._unheard.append(Heard(told, self._measured(ticking) if ticking else None, ticking))
+        began = time.perf_counter()
+        written = self._written(told)
+        seconds = time.perf_counter() - began if written else 0.0
+        measured = self._measured(ticking) if ticking else None
+        self._unheard.append(
+            Heard(told, ticking, measured, written, seconds, self._states(told)))
+
+    def _written(self, told: Told) -> dict[int, tuple[Sample, ...]]:
+        """The samples of those at the end of their budget, or at any tick where that is asked."""
+        assignment = self.slots.shared.assignment
+        seats = [seat for _, seat, step in told.steps if step.ticks and (
+            assignment.samples_at_ticks or step.ticks[-1] == seat.trial.budget.ticks)]
+        if not (assignment.samples and seats):
+            return {}
+        texts = self.slots.written(seats)
+        return {seat.slot: own for seat, own in zip(seats, texts, strict=True)}
+
+    def _states(self, told: Told) -> dict[int, Snapshot]:
+        """As of now, where the device is heard when it has gone on already."""
+        if not self.lag:
+            return {}
+        return {slot: self.slots.snapshot(seat) for slot, seat, _ in told.steps
+                if seat.course.keeping.due}
 
     def _measured(self, ticking: tuple[Seat, ...]) -> Measured | None:
-        scales, slots = self.slots.scales(ticking), [seat.slot for seat in ticking]
+        slots = self.slots
         while True:
             try:
-                return self.evaluation.measure(self.slots.pack, self.slots.bank, slots, scales)
+                return self.evaluation.measure(slots.forward, slots.pack, slots.bank, ticking)
             except Exception as error:
                 if not (out_of_memory(error) and self.evaluation.shrink()):
                     self._give_up(ticking, error)
@@ -157,23 +214,30 @@ class Shift:
         while len(self._unheard) > lag:
             heard = self._unheard.popleft()
             self._take_in_evaluation(heard)
-            losses, norms = heard.told.losses.numbers(), heard.told.norms.numbers()
+            numbers = heard.told.numbers.numbers()
             for slot, seat, step in heard.told.steps:
                 if seat.course.outcome is None:
-                    self._take_in_step(seat, step, losses[slot], norms[slot])
+                    seat.course.snapshot = partial(self._snapshot, heard, seat)
+                    self._take_in_step(seat, step, *(row[slot] for row in numbers))
 
     def _take_in_evaluation(self, heard: Heard) -> None:
         if heard.measured is None:
             return
         for seat in self.slots.seats:
-            seat.course.waited(heard.measured.span.seconds)
+            seat.course.waited(heard.measured.span.seconds, heard.writing_seconds)
         found = heard.measured.evaluations()
         for seat, evaluation in zip(heard.ticking, found, strict=True):
             seat.course.evaluation = evaluation
+            seat.course.written = heard.written.get(seat.slot, ())
 
-    def _take_in_step(self, seat: Seat, step: Step, loss: float, norm: float) -> None:
-        done = Done(step, seat.tokens(step), loss, norm, seat.rate(step))
-        if seat.course.step(cast("StepDone", done)):
+    def _snapshot(self, heard: Heard, seat: Seat) -> Snapshot | None:
+        return heard.states.get(seat.slot) if self.lag else self.slots.snapshot(seat)
+
+    def _take_in_step(
+        self, seat: Seat, step: Step, loss: float, norm: float, rate: float, skipped: float
+    ) -> None:
+        done = StepDone(step, seat.tokens(step), loss, norm, rate, bool(skipped))
+        if seat.course.step(done):
             self._end(seat)
 
     def _end(self, seat: Seat) -> None:
@@ -188,34 +252,14 @@ class Shift:
         clock.restart(seats)
         if not out_of_memory(error):
             self._give_up(seats, error)
-        elif not clock.shrink():
+        elif not clock.shapes.shrink():
             self._give_up([max(seats, key=lambda seat: seat.widths(1)[0])], error)
 
     def _give_up(self, seats: Sequence[Seat], error: Exception) -> None:
         self._hear(0)
-        outcome, reason = _end_of(error)
+        outcome, reason = end_of(error, self.slots.shared.base.device)
         for seat in seats:
             if seat.course.outcome is None:
                 seat.course.end(outcome, reason)
                 self._end(seat)
 
-
-@dataclass(frozen=True)
-class Done:
-    """An optimizer step as a course takes it in; the fields of the TRL engine's `StepDone`."""
-
-    step: Step
-    tokens: int
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    skipped: bool = False
-
-
-def _end_of(error: Exception) -> tuple[Outcome, str]:
-    """What an error makes of a trial; a bug is written to the worker's log."""
-    said = (str(error) or type(error).__name__).splitlines()[0]
-    if out_of_memory(error):
-        return Outcome.INFEASIBLE, f"does not fit into memory: {said}"
-    traceback.print_exception(error)
-    return Outcome.FAILED, f"{type(error).__name__}: {said}"

@@ -1,23 +1,23 @@
-"""The evaluation of several slots at once: every batch of the fixed set, once for each of them."""
+"""The evaluation of several slots at once: the whole fixed set, once for each of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from trials.base import Base
-from trials.base.devices import DTYPES
-from trials.data import Data
 from trials.engines.packed.bank import Bank
-from trials.engines.packed.later import Later, Span
+from trials.engines.packed.corpus import Corpus, Padded, Ragged, Rows, Samples
+from trials.engines.packed.forward import Forward
+from trials.engines.packed.later import Later, Span, sent
 from trials.engines.packed.layers import Flight, Pack
-from trials.evaluate import Evaluation, computing, evaluation_batches, target_logits
-from trials.training.batches import Batch, Limit
-from trials.training.limits import evaluation_limit
+from trials.engines.packed.products import Padded as PaddedProducts
+from trials.engines.packed.products import Products
+from trials.engines.packed.seat import Seat
+from trials.evaluate import Evaluation
 
 
 @dataclass(frozen=True)
@@ -38,65 +38,83 @@ class Measured:
 
 
 class PackedEvaluation:
-    """The evaluation set, batched for as many slots as are measured together."""
+    """The evaluation set; `tokens` are what one forward may hold."""
 
-    def __init__(self, base: Base, data: Data) -> None:
-        self._base, self._data = base, data
-        self._limit = evaluation_limit(base)
-        self._batches: dict[int, list[Batch]] = {}
+    def __init__(self, corpus: Corpus, device: torch.device, *, tokens: int, ragged: bool) -> None:
+        self._corpus, self._device, self._tokens, self._ragged = corpus, device, tokens, ragged
+        self._sorted = np.argsort(-corpus.lengths, kind="stable")
 
-    def measure(self, pack: Pack, bank: Bank, slots: Sequence[int], scale: Tensor) -> Measured:
-        """The slots' adapters as they now are; `scale` is `[len(slots), 1, 1]`."""
-        n, span = len(slots), Span(self._base.device)
-        flight = Flight(weights=bank.gathered(slots), scale=scale)
-        device = self._base.device
-        losses = torch.zeros(n, dtype=torch.float64, device=device)
-        right = torch.zeros(n, dtype=torch.long, device=device)
-        batches = self._for(n)
-        with torch.no_grad(), computing(device, DTYPES[self._base.config.dtype]):
-            for batch in batches:
-                with pack.flying(flight):
-                    logits = target_logits(self._base.model, _repeated(batch, n))
-                losses += _losses(logits, batch, n)
-                right += _right(logits, batch, n)
-        targets = sum(len(batch.targets) for batch in batches)
-        examples = sum(batch.examples for batch in batches)
+    def measure(
+        self, forward: Forward, pack: Pack, bank: Bank, seats: Sequence[Seat]
+    ) -> Measured:
+        """The seats' adapters as they now are, without dropout."""
+        n, device, span = len(seats), self._device, Span(self._device)
+        every = bank.slots if self._ragged else n
+        losses = torch.zeros(every + 1, dtype=torch.float64, device=device)
+        misses = torch.zeros(n * len(self._sorted), dtype=torch.long, device=device)
+        slots = [seat.slot for seat in seats]
+        weights = bank.prefix(every)[0] if self._ragged else bank.gathered(slots)
+        with torch.no_grad(), forward.computing():
+            for rows in self._groups(n):
+                samples, shape, example = self._samples(rows, seats, bank.slots)
+                samples = Samples(**{k: sent(v, device) for k, v in samples.tensors.items()})
+                with pack.flying(Flight(weights, self._products(samples, seats, bank))):
+                    hidden = forward.hidden(samples, shape)
+                found, hits = forward.measured(hidden, samples.targets)
+                losses += torch.segment_reduce(
+                    found.double(), "sum", lengths=samples.counts, unsafe=True
+                )
+                misses.index_add_(0, sent(example, device), (~hits).long())
         span.end()
-        return Measured(Later(losses), Later(right), targets, examples, span)
+        mine = losses[slots] if self._ragged else losses[:n]
+        right = (misses.view(n, -1) == 0).sum(1)
+        targets = int(self._corpus.targets.sum())
+        return Measured(Later(mine), Later(right), targets, len(self._sorted), span)
 
     def shrink(self) -> bool:
         """After a pass that did not fit into memory: less at once. False: it was the least."""
-        tokens = self._limit.tokens or 1
-        self._limit = replace(self._limit, tokens=max(1, tokens // 2))
-        self._batches.clear()
-        return tokens > 1
+        before, self._tokens = self._tokens, max(1, self._tokens // 2)
+        return before > self._corpus.longest
 
-    def _for(self, n: int) -> list[Batch]:
-        if n not in self._batches:
-            tokens, targets = self._limit.tokens or 1, self._limit.targets or 1
-            self._batches[n] = evaluation_batches(
-                self._data.eval,
-                pad=int(self._base.tokenizer.pad_token_id),
-                limit=Limit(tokens=tokens // n, targets=targets // n),
-                device=self._base.device,
-            )
-        return self._batches[n]
+    def _groups(self, n: int) -> Iterator[Rows]:
+        """Examples that n slots evaluate at once, alike in length."""
+        start = 0
+        while start < len(self._sorted):
+            width = int(self._corpus.lengths[self._sorted[start]])
+            rows = max(1, self._tokens // (n * width))
+            examples = self._sorted[start : start + rows]
+            yield Rows(examples, np.zeros_like(examples))
+            start += rows
 
+    def _samples(
+        self, rows: Rows, seats: Sequence[Seat], slots: int
+    ) -> tuple[Samples, Padded | Ragged, Tensor]:
+        n, lengths = len(seats), self._corpus.lengths[rows.examples]
+        targets = self._corpus.targets[rows.examples]
+        example = np.repeat(rows.examples, targets)
+        each = (np.arange(n)[:, None] * len(self._sorted) + example).ravel()
+        if not self._ragged:
+            padded = Padded(n, len(lengths), int(lengths.max()))
+            return self._corpus.samples([rows] * n, padded), padded, torch.from_numpy(each)
+        given: list[Rows | None] = [None] * slots
+        for seat in seats:
+            given[seat.slot] = rows
+        shape = Ragged(slots=slots, tokens=-(-n * int(lengths.sum()) // 64) * 64,
+                       rows=n * len(lengths) + 1, targets=len(each), longest=self._corpus.longest)
+        order = np.argsort([seat.slot for seat in seats], kind="stable")
+        by_slot = each.reshape(n, -1)[order].ravel()
+        return self._corpus.samples(given, shape), shape, torch.from_numpy(by_slot)
 
-def _repeated(batch: Batch, n: int) -> Batch:
-    """The rows of `batch` once per slot."""
-    starts = torch.arange(n, device=batch.index.device)[:, None] * batch.input_ids.numel()
-    return replace(
-        batch, input_ids=batch.input_ids.repeat(n, 1), index=(batch.index + starts).flatten()
-    )
+    def _products(self, samples: Samples, seats: Sequence[Seat], bank: Bank) -> Products:
+        dtype = bank.parameters.dtype
+        if not self._ragged:
+            scales = torch.tensor([seat.scale for seat in seats], dtype=dtype)
+            return PaddedProducts(scale=sent(scales[:, None, None], self._device))
+        from trials.engines.packed.cuda.ragged import Ragged as RaggedProducts
 
-
-def _losses(logits: Tensor, batch: Batch, n: int) -> Tensor:
-    losses = cross_entropy(logits.float(), batch.targets.repeat(n), reduction="none")
-    return losses.view(n, -1).double().sum(1)
-
-
-def _right(logits: Tensor, batch: Batch, n: int) -> Tensor:
-    wrong = (logits.argmax(-1).view(n, -1) != batch.targets).long()
-    misses = torch.zeros(n, batch.examples, dtype=torch.long, device=logits.device)
-    return (misses.index_add_(1, batch.example, wrong) == 0).sum(1)
+        every = torch.zeros(bank.slots, dtype=dtype)
+        for seat in seats:
+            every[seat.slot] = seat.scale
+        assert samples.tiles is not None and samples.starts is not None
+        tokens = samples.input_ids.numel()
+        return RaggedProducts(tokens, samples.tiles, samples.starts, sent(every, self._device))

@@ -27,11 +27,10 @@ class Skeleton:
     def __init__(self, base: PreTrainedModel) -> None:
         with torch.device("meta"):
             self._model = type(base)(base.config)
-        real = dict(base.named_parameters(remove_duplicate=False))
+        real = dict(base.named_modules())
         for name, module in self._model.named_modules():
             for key, parameter in module.named_parameters(recurse=False):
-                dtype = real[f"{name}.{key}".lstrip(".")].dtype
-                setattr(module, key, _nothing(parameter.shape, dtype))
+                setattr(module, key, _nothing(parameter.shape, _dtype(real[name], key)))
 
     def initial(self, lora: LoraConfig, targets: Sequence[str], seed: int) -> Factors:
         """The adapter that a trial starts from, on the CPU."""
@@ -67,6 +66,12 @@ def _factors(adapter: Adapter) -> Mapping[str, tuple[Tensor, Tensor]]:
               if hasattr(module, "lora_A")}
     return {name: (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)
             for name, layer in layers.items()}
+
+
+def _dtype(module: nn.Module, key: str) -> torch.dtype:
+    if hasattr(module, "compute_dtype"):  # a 4-bit layer: PEFT looks at what it computes in
+        return getattr(module, "compute_dtype", None) or torch.uint8
+    return module.get_parameter(key).dtype
 
 
 def _nothing(shape: torch.Size, dtype: torch.dtype) -> nn.Parameter:

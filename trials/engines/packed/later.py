@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -55,6 +57,34 @@ class Span:
 
     def _now(self) -> Any:
         return _mark() if self._cuda else time.perf_counter()
+
+
+class Idle:
+    """How long a device waits between pieces of work; CUDA alone can tell."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[Any] = []  # begin, end, begin, end, ...
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Within, work is given to the device."""
+        if not self._cuda:
+            yield
+            return
+        self._marks.append(_mark())
+        yield
+        self._marks.append(_mark())
+
+    @property
+    def fraction(self) -> float | None:
+        """The share of the time from the first piece to the last; waits for the device."""
+        if len(self._marks) < 4:
+            return None
+        self._marks[-1].synchronize()
+        pairs = zip(self._marks[1:-1:2], self._marks[2::2], strict=True)
+        waits = sum(end.elapsed_time(begin) for end, begin in pairs)
+        return float(waits / self._marks[0].elapsed_time(self._marks[-1]))
 
 
 def _mark() -> Any:

@@ -1,4 +1,4 @@
-"""The base's linear layers, each computing for a whole pack: one base product, batched LoRA on top.
+"""The base's linear layers, each computing for a whole pack: one base product, LoRA on top of it.
 
 For the tokens X_k of slot k, with s_k = alpha/r (alpha/sqrt(r) for rsLoRA) over 1 - p:
 
@@ -21,20 +21,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from trials.contract import InputError
-from trials.dropout import keep_mask, module_key
+from trials.dropout import module_key
 from trials.engines.packed.bank import Views
+from trials.engines.packed.products import Products
+from trials.engines.packed.refusals import Refused
 
 
 @dataclass(frozen=True)
 class Flight:
-    """What the layers need to know about the forward in flight, n slots of as many tokens each."""
+    """What the layers need to know about the forward in flight."""
 
     weights: Views
-    scale: Tensor  # [n, 1, 1]: s_k
+    products: Products  # which know where each slot's tokens are
     gradients: Views | None = None  # None: not training
-    keys: Tensor | None = None  # [n, tokens] of keyed dropout; None: no slot drops anything
-    rates: Tensor | None = None  # [n, 1, 1] of dropout, fp64
 
 
 @dataclass
@@ -86,32 +85,25 @@ class PackedLayer:
         self.plain = module.forward
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x` is `[n * rows, tokens, d_in]`; without a flight the base's own result."""
+        """`x` is `[rows, tokens, d_in]`; without a flight the base's own result."""
         flight = self.pack.flight
         if flight is None:
             return self.plain(x)  # type: ignore[no-any-return]
-        packed = x.reshape(flight.weights.slots, -1, x.shape[-1])
+        tokens = x.reshape(-1, x.shape[-1])
         if flight.gradients is None:
-            y, _ = self.product(packed, flight)
+            y, _ = self.product(tokens, flight)
         else:
-            y = _PackedLinear.apply(packed, self.pack.anchor, self, flight)  # type: ignore[no-untyped-call]
+            y = _PackedLinear.apply(tokens, self.pack.anchor, self, flight)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], -1).to(x.dtype)
 
     def product(self, x: Tensor, flight: Flight) -> tuple[Tensor, Tensor]:
-        """Y and S."""
+        """Y and S for the tokens `[T, d_in]`."""
         weight = self.frozen.dense()
         x = x.to(weight.dtype)
-        a, b = flight.weights.a[self.place], flight.weights.b[self.place]
-        dropped = _masked(x, self.mask(x, flight))
-        s = torch.bmm(dropped, a.mT).mul_(flight.scale)
-        y = linear(x.flatten(0, 1), weight, self.frozen.bias).view(*x.shape[:2], -1)
-        return y.baddbmm_(s, b.mT), s
-
-    def mask(self, x: Tensor, flight: Flight) -> Tensor | None:
-        """What survives dropout, None for everything."""
-        if flight.keys is None or flight.rates is None:
-            return None
-        return keep_mask(flight.keys, self.key, x.shape[-1], flight.rates)
+        s = flight.products.down(x, flight.weights.a[self.place], self.key)
+        y = linear(x, weight, self.frozen.bias)
+        flight.products.up(y, s, flight.weights.b[self.place])
+        return y, s
 
 
 class _PackedLinear(torch.autograd.Function):
@@ -126,29 +118,17 @@ class _PackedLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
         layer, flight = ctx.layer, ctx.flight
         x, s = ctx.saved_tensors
-        dy = gradients[0].to(s.dtype)
-        a, b = flight.weights.a[layer.place], flight.weights.b[layer.place]
-        mask = layer.mask(x, flight)
-        ds = torch.bmm(dy, b).mul_(flight.scale)
-        _add_product(flight.gradients.b[layer.place], dy.mT, s)
-        _add_product(flight.gradients.a[layer.place], ds.mT, _masked(x.to(s.dtype), mask))
+        products, place, key = flight.products, layer.place, layer.key
+        dy = gradients[0].to(s.dtype).contiguous()
+        ds = products.back(dy, flight.weights.b[place])
+        products.add_gradients(
+            flight.gradients.a[place], flight.gradients.b[place], x.to(s.dtype), s, dy, ds, key
+        )
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
-        dx = (dy.flatten(0, 1) @ layer.frozen.dense()).view(x.shape)
-        if mask is None:
-            return dx.baddbmm_(ds, a).to(x.dtype), None, None, None
-        return dx.add_(torch.bmm(ds, a).mul_(mask)).to(x.dtype), None, None, None
-
-
-def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else x * mask
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if total.dtype == left.dtype:
-        total.baddbmm_(left, right)
-    else:
-        total.add_(torch.bmm(left, right))  # half-precision products, summed in full
+        dx = dy @ layer.frozen.dense()
+        products.add_input(dx, ds, flight.weights.a[place], key)
+        return dx.to(x.dtype), None, None, None
 
 
 @contextmanager
@@ -169,12 +149,12 @@ def packed_layers(
 
 
 def check_layers(targets: Mapping[str, nn.Module]) -> None:
-    """Raises InputError, naming engine=trl, for a layer that cannot compute for a pack."""
+    """Raises Refused for a layer that cannot compute for a pack."""
     from bitsandbytes.nn import Linear4bit
 
     for name, module in targets.items():
         if not (isinstance(module, Linear4bit) or type(module) is nn.Linear):
-            raise InputError(
+            raise Refused(
                 f"engine=packed: {name} is a {type(module).__name__}, and packs need 4-bit or "
-                "plain linear layers. Type engine=trl."
+                "plain linear layers."
             )

@@ -1,21 +1,25 @@
 """AdamW and SGD over the rows of a bank: each row at its own rate and step, only due rows change.
 
 What differs between rows is a vector of coefficients per step, made once per trial on the host by
-the formulas of torch.optim. A row that is not due has coefficients that leave it bit for bit as it
-is, so one elementwise pass serves all rows, whatever each of them does.
+the formulas of torch.optim and kept on the device, where each row knows how many steps it has made.
+A row that is not due has coefficients that leave it bit for bit as it is, so one elementwise pass
+serves all rows, whatever each of them does. In fp16 each row has a loss scale of its own: a step
+whose gradient overflows is not made, and halves it (torch.amp.GradScaler's rule and numbers).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trials.contract import InputError, TrainConfig
+from trials.contract import TrainConfig
 from trials.engines.packed.bank import Bank
+from trials.engines.packed.refusals import Refused
 from trials.training.optimizers import BETAS, EPSILON
 from trials.training.schedule import rate_factor, warmup_steps
 
@@ -30,33 +34,33 @@ COEFFICIENTS = (
     "root",  # the square root of the second moment's bias correction
     "adam",  # what first / (sqrt(second) / root + eps) is multiplied with
     "plain",  # what the gradient is multiplied with (sgd)
+    "rate",  # the learning rate, to be told
 )
-NOT_DUE = np.array([0.0, math.inf, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0])
+NOT_DUE = (0.0, math.inf, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0)
 CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_
+PIECE = 4096  # numbers of a row that are summed by themselves
+FIRST_SCALE, GROWTH, BACKOFF, GROWTH_STEPS = 65536.0, 2.0, 0.5, 2000  # torch.amp.GradScaler
+LOWEST_SCALE = 1.0  # where gradients overflow even unscaled, they are not finite
 
 
 def check_supported(optimizer: str) -> None:
-    """Raises InputError, naming engine=trl, for an optimizer that has no rows."""
+    """Raises Refused for an optimizer that has no rows."""
     if optimizer not in SUPPORTED:
-        raise InputError(
-            f"train.optimizer={optimizer}: engine=packed has {' and '.join(SUPPORTED)}. "
-            "Type engine=trl, or train.optimizer=adamw."
+        raise Refused(
+            f"train.optimizer={optimizer}: engine=packed has {' and '.join(SUPPORTED)}.",
+            "Type engine=trl, or train.optimizer=adamw.",
         )
 
 
-def learning_rates(train: TrainConfig, steps: int) -> list[float]:
-    """The rate at each of a trial's steps."""
-    warmup = warmup_steps(train.warmup, steps)
-    return [train.learning_rate * rate_factor(train.scheduler, step, steps=steps, warmup=warmup)
-            for step in range(steps)]
-
-
-def coefficients(train: TrainConfig, rates: list[float]) -> NDArray[np.float64]:
-    """`[steps, len(COEFFICIENTS)]` for a trial with these learning rates."""
+def coefficients(train: TrainConfig, steps: int) -> NDArray[np.float64]:
+    """`[steps, len(COEFFICIENTS)]` for a trial of so many steps."""
     row = _adamw if train.optimizer == "adamw" else _sgd
     clip = train.max_grad_norm if train.max_grad_norm > 0 else math.inf
+    warmup = warmup_steps(train.warmup, steps)
+    rates = [train.learning_rate * rate_factor(train.scheduler, step, steps=steps, warmup=warmup)
+             for step in range(steps)]
     return np.array([
-        (1.0, clip, 1.0 - rate * train.weight_decay, *row(rate, step))
+        (1.0, clip, 1.0 - rate * train.weight_decay, *row(rate, step), rate)
         for step, rate in enumerate(rates, start=1)
     ])
 
@@ -71,43 +75,119 @@ def _sgd(rate: float, step: int) -> tuple[float, ...]:
     return 0.0, 1.0, 0.0, 1.0, 0.0, -rate
 
 
-def step(bank: Bank, n: int, given: Tensor, losses: Tensor, *, has_sgd: bool) -> Tensor:
-    """One optimizer step of the due rows among the first `n`; the gradient norms `[n]`.
+class Optimizer:
+    """What the rows of a bank need besides their moments, a row for each slot."""
 
-    `given` is `[n, len(COEFFICIENTS)]` in fp64. A due row whose norm or loss is not finite is
-    left as it is. The due rows' gradients are 0 afterwards.
-    """
-    gradients = bank.gradients[:n]
-    norms: Tensor = torch.linalg.vector_norm(gradients, dim=1)
-    c = dict(zip(COEFFICIENTS, given.to(gradients.dtype).unsqueeze(-1).unbind(1), strict=True))
-    due = c["due"] > 0
-    bad = due & ~(torch.isfinite(norms) & torch.isfinite(losses)).unsqueeze(-1)
-    c = _left_alone(c, bad)
-    _clip(gradients, c["clip"], norms, due, bad)
-    _update(bank, n, c, has_sgd)
-    gradients.masked_fill_(due, 0.0)
-    bank.round(n)
-    return norms
+    def __init__(self, slots: int, device: torch.device, *, scaled: bool) -> None:
+        self.table = torch.zeros(slots, 0, len(COEFFICIENTS), dtype=torch.float64, device=device)
+        self.made = torch.zeros(slots, dtype=torch.long, device=device)  # steps
+        self.scale = torch.ones(slots, device=device)  # of the loss; all 1 but in fp16
+        self._good = torch.zeros(slots, dtype=torch.long, device=device)  # steps since it changed
+        self._not_due = torch.tensor(NOT_DUE, dtype=torch.float64, device=device)
+        self._scaled = scaled
+
+    def seat(self, slot: int, given: NDArray[np.float64]) -> None:
+        """Starts a slot with `coefficients`."""
+        if len(given) > self.table.shape[1]:
+            self._widen(len(given))
+        self.table[slot, : len(given)] = torch.from_numpy(given).to(self.table.device)
+        self.made[slot], self._good[slot] = 0, 0
+        self.scale[slot] = FIRST_SCALE if self._scaled else 1.0
+
+    def saved(self, slot: int) -> dict[str, float]:
+        """A slot's numbers; waits for the device."""
+        return {"made": int(self.made[slot]), "good": int(self._good[slot]),
+                "scale": float(self.scale[slot])}
+
+    def restore(self, slot: int, state: Mapping[str, float]) -> None:
+        """Takes back what `saved` gave."""
+        self.made[slot], self._good[slot] = int(state["made"]), int(state["good"])
+        self.scale[slot] = state["scale"]
+
+    def move(self, source: int, target: int) -> None:
+        """Takes a slot's numbers along when its rows of the bank move."""
+        for rows in (self.table, self.made, self.scale, self._good):
+            rows[target] = rows[source]
+
+    def step(self, bank: Bank, due: Tensor, losses: Tensor) -> Tensor:
+        """One step of the first n rows where `due` `[n]` is 1; their gradients are 0 afterwards.
+
+        Returns `[4, n]`: the losses as given, the gradients' norms before they were clipped, the
+        learning rates, and 1 where the loss scale was too large and no step was made. A due row
+        whose norm or loss is not finite is left as it is.
+        """
+        n = len(due)
+        c = self._coefficients(due)
+        norms = _norms(bank, due) / self.scale[:n]
+        finite = torch.isfinite(norms)
+        bad = (due > 0) & ~(finite & torch.isfinite(losses))
+        skipped = bad & torch.isfinite(losses) & (self.scale[:n] * BACKOFF >= LOWEST_SCALE)
+        told = torch.stack([losses.double(), norms.double(), c[:, -1], skipped.double()])
+        share = (c[:, 1] / (norms.double() + CLIP_EPSILON)).clamp(max=1.0) / self.scale[:n]
+        c = torch.where(bad[:, None], self._not_due, c)
+        c[:, 0] = due
+        c[:, 1] = torch.where((due > 0) & ~bad, share, (due == 0).double())
+        _update(bank, c.to(bank.parameters.dtype))
+        self._count(due > 0, bad, skipped)
+        return told
+
+    def _coefficients(self, due: Tensor) -> Tensor:
+        n = len(due)
+        last = self.table.shape[1] - 1
+        c = self.table[torch.arange(n, device=due.device), self.made[:n].clamp(max=last)]
+        return torch.where(due[:, None] > 0, c, self._not_due)
+
+    def _count(self, due: Tensor, bad: Tensor, skipped: Tensor) -> None:
+        n = len(due)
+        self.made[:n] += due & ~bad
+        if not self._scaled:
+            return
+        good = torch.where(bad, 0, self._good[:n] + (due & ~bad).long())
+        grows = good >= GROWTH_STEPS
+        self._good[:n] = torch.where(grows, 0, good)
+        factor = torch.where(skipped, BACKOFF, torch.where(grows, GROWTH, 1.0))
+        self.scale[:n] *= factor.to(self.scale.dtype)
+
+    def _widen(self, steps: int) -> None:
+        wider = self.table.new_zeros(len(self.made), 2 ** math.ceil(math.log2(steps)),
+                                     len(COEFFICIENTS))
+        wider[:, : self.table.shape[1]] = self.table
+        self.table = wider
 
 
-def _left_alone(c: dict[str, Tensor], bad: Tensor) -> dict[str, Tensor]:
-    plain = dict(zip(COEFFICIENTS, NOT_DUE.tolist(), strict=True))
-    return {name: torch.where(bad, plain[name], value) for name, value in c.items()}
+def _norms(bank: Bank, due: Tensor) -> Tensor:
+    if bank.fused:
+        from trials.engines.packed.cuda.rows import norms
+
+        return norms(bank, due)
+    # In pieces: on a CPU, one long sum of squares in fp32 comes out too small, by 1e-4 at 2e6 of
+    # them, and a clipped step would be too large by as much.
+    rows = bank.gradients[: len(due)]
+    whole = rows.shape[1] // PIECE * PIECE
+    parts = rows[:, :whole].unflatten(1, (-1, PIECE))  # type: ignore[no-untyped-call]
+    pieces = torch.linalg.vector_norm(parts, dim=2)
+    found: Tensor = torch.linalg.vector_norm(torch.cat([pieces, rows[:, whole:]], dim=1), dim=1)
+    return found
 
 
-def _clip(g: Tensor, most: Tensor, norms: Tensor, due: Tensor, bad: Tensor) -> None:
-    share = (most / (norms.unsqueeze(-1) + CLIP_EPSILON)).clamp(max=1.0)
-    g.mul_(torch.where(due & ~bad, share, 1.0))
-    g.masked_fill_(bad, 0.0)  # nothing that is not finite may meet a coefficient
+def _update(bank: Bank, given: Tensor) -> None:
+    if bank.fused:
+        from trials.engines.packed.cuda.rows import update
 
-
-def _update(bank: Bank, n: int, c: dict[str, Tensor], has_sgd: bool) -> None:
+        update(bank, given)
+        return
+    n = len(given)
     p, g, first, second = (rows[:n] for rows in bank.rows)
+    c = {name: given[:, k, None] for k, name in enumerate(COEFFICIENTS)}
     scratch = torch.empty_like(p)  # before anything changes: memory may run out here
+    g.mul_(c["clip"])
+    g.masked_fill_(c["clip"] == 0, 0.0)  # nothing that is not finite may meet a coefficient
     p.mul_(c["decay"])
     first.lerp_(g, c["new_first"])
     second.mul_(c["old_second"]).addcmul_(g, torch.mul(g, c["new_second"], out=scratch))
     torch.sqrt(second, out=scratch).div_(c["root"]).add_(EPSILON)
     p.add_(torch.div(first, scratch, out=scratch).mul_(c["adam"]))
-    if has_sgd:
-        p.addcmul_(g, c["plain"].expand_as(g))
+    torch.mul(g, c["plain"], out=scratch)
+    p.add_(scratch)
+    g.masked_fill_(c["due"] > 0, 0.0)
+    bank.round(n)

@@ -10,36 +10,29 @@ import torch
 from torch import nn
 
 from trials.base import Base, load_base, resolve_device, resolve_targets
-from trials.base.devices import DTYPES, device_facts
 from trials.base.targets import linear_modules
-from trials.contract import Assignment, Driver, InputError, Setup
+from trials.contract import Assignment, Driver, EngineConfig, Setup
 from trials.data import load_data
-from trials.engines.packed.bank import width
-from trials.engines.packed.engine import PackedEngine, Size
+from trials.engines.packed.engine import PackedEngine
 from trials.engines.packed.initial import targeted
-from trials.engines.packed.layers import Flight, check_layers, packed_layers
+from trials.engines.packed.layers import check_layers
 from trials.engines.packed.optim import check_supported
-from trials.engines.packed.refusals import check_base, check_options
+from trials.engines.packed.refusals import Refused, check_base
+from trials.engines.packed.size import GIB, Size, Wanted, first_size, fitted
 from trials.engines.trl import TrlEngine, check_baseline, check_batch, setup_of
-from trials.evaluate import computing
 from trials.quiet import quiet, quiet_loggers
+from trials.training.limits import out_of_memory
 from trials.training.optimizers import check_optimizers
 
-FIRST_R = 16  # the bank's width where nothing is said; a wider trial makes it wider
-CPU_SLOTS = 8
-MOST_SLOTS = 32
-ROWS = 4  # per slot and clock, that there should be room for
-BANK_SHARE = 0.4  # of the device's free memory
-RESIDENT_SHARE = 0.25  # likewise
-LAG = 1  # clocks, on CUDA
+PROBES = (1024, 2048)  # tokens
 
 
 def prepare(assignment: Assignment, driver: Driver) -> tuple[PackedEngine, Setup]:
     """Loads and checks what all trials share, and measures the untouched base.
 
-    Raises InputError as the TRL engine does, and for what packs cannot do, naming engine=trl.
+    Raises InputError as the TRL engine does, and Refused for what packs alone cannot do.
     """
-    check_options(assignment.engine)
+    Wanted.of(assignment.engine)
     if assignment.threads is not None:
         torch.set_num_threads(assignment.threads)
     check_optimizers(assignment.optimizers, resolve_device(assignment.device))
@@ -54,9 +47,11 @@ def prepare(assignment: Assignment, driver: Driver) -> tuple[PackedEngine, Setup
         shared = TrlEngine(base, data, assignment)
         baseline = shared.measure(partial(driver.progress, "measuring the untouched base"))
         check_baseline(base, baseline)
-        engine = PackedEngine(shared, layers, _size(base, layers, assignment))
-        _probe(engine)
-        setup = replace(setup_of(shared, baseline), capacity=engine.size.slots)
+        engine = _sized(shared, layers, driver)
+        setup = replace(
+            setup_of(shared, baseline), capacity=engine.size.slots,
+            engine=EngineConfig(name="packed", options=assignment.engine.options),
+        )
     return engine, setup
 
 
@@ -71,44 +66,69 @@ def _layers(base: Base, assignment: Assignment) -> dict[str, nn.Module]:
     return layers
 
 
-def _size(base: Base, layers: Mapping[str, nn.Module], assignment: Assignment) -> Size:
-    options = assignment.engine.options
-    r = width(options.get("max_r") or FIRST_R)
-    numbers = [(int(m.in_features), int(m.out_features)) for m in layers.values()]  # type: ignore[arg-type]
-    free = _free_bytes(base)
-    half = DTYPES[base.config.dtype].itemsize
-    dense = sum(d_in * d_out for d_in, d_out in numbers) * half
-    row = sum(r * (d_in + d_out) for d_in, d_out in numbers) * (4 * 4 + half)
-    fitting = max(1, int(BANK_SHARE * free / row))
-    most = CPU_SLOTS if base.device.type == "cpu" else MOST_SLOTS
-    return Size(
-        slots=options.get("capacity") or min(most, fitting),
-        r=r,
-        resident=base.config.quantisation != "none" and dense < RESIDENT_SHARE * free,
-        lag=0 if base.device.type == "cpu" else LAG,
+def _sized(shared: TrlEngine, layers: Mapping[str, nn.Module], driver: Driver) -> PackedEngine:
+    """An engine whose clocks have been tried, and whose size follows from what they took."""
+    base = shared.base
+    half = base.device.type == "cuda" and base.config.dtype != "fp32"
+    engine = PackedEngine(shared, layers, _first(shared, layers, ragged=half))
+    if engine.size.ragged and not (engine.forward.ends_known and _computes(engine)):
+        engine = PackedEngine(shared, layers, _first(shared, layers, ragged=False))
+    if not engine.size.ragged:
+        _check(engine)
+        return engine
+    driver.progress("measuring what fits", 0, 0)
+    engine.size = _measured(engine)
+    return engine
+
+
+def _first(shared: TrlEngine, layers: Mapping[str, nn.Module], *, ragged: bool) -> Size:
+    mean = shared.data.facts.mean_length
+    return first_size(shared.base, layers, shared.assignment, ragged=ragged, mean_length=mean)
+
+
+def _computes(engine: PackedEngine) -> bool:
+    try:
+        engine.rehearse(256)
+    except Exception as error:
+        if out_of_memory(error):
+            raise _too_small(engine) from error
+        return False
+    return True
+
+
+def _check(engine: PackedEngine) -> None:
+    """Raises Refused where a layer does not see its tokens slot by slot (experts, for one)."""
+    try:
+        engine.rehearse(7)
+    except (RuntimeError, ValueError) as error:
+        raise Refused(
+            f"engine=packed: {engine.shared.base.facts.architecture} computes its layers in a way "
+            f"that packs cannot ({str(error).splitlines()[0]})."
+        ) from error
+
+
+def _measured(engine: PackedEngine) -> Size:
+    """The size after two clocks of different sizes have shown what a token takes."""
+    try:
+        few, many = (engine.rehearse(tokens) for tokens in PROBES)
+    except Exception as error:
+        if out_of_memory(error):
+            raise _too_small(engine) from error
+        raise
+    token = max(1.0, (many - few) / (PROBES[1] - PROBES[0]))
+    torch.cuda.empty_cache()
+    return fitted(
+        engine.size, engine.shared.base, engine.layers, engine.shared.assignment,
+        token_bytes=token, fixed_bytes=max(0.0, few - PROBES[0] * token) + engine.fixed_bytes,
+        longest=engine.corpus.longest,
     )
 
 
-def _free_bytes(base: Base) -> int:
-    if base.device.type == "cuda":
-        return torch.cuda.mem_get_info(base.device)[0]
-    return device_facts(base.device, base.config.dtype).memory_bytes // 2
-
-
-def _probe(engine: PackedEngine) -> None:
-    """Raises InputError where a layer does not see its tokens slot by slot (experts, for one)."""
-    base = engine.shared.base
-    with packed_layers(engine.layers, dtype=DTYPES[base.config.dtype], resident=False) as pack:
-        slots = engine.slots(pack)
-        weights = slots.bank.gathered([0, 0])
-        scale = torch.zeros(2, 1, 1, device=base.device)
-        ids = torch.zeros(2, 7, dtype=torch.long, device=base.device)
-        try:
-            with torch.no_grad(), computing(base.device, DTYPES[base.config.dtype]):
-                with pack.flying(Flight(weights=weights, scale=scale)):
-                    base.model(input_ids=ids, use_cache=False)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(
-                f"engine=packed: {base.facts.architecture} computes its layers in a way that packs "
-                f"cannot ({str(error).splitlines()[0]}). Type engine=trl."
-            ) from error
+def _too_small(engine: PackedEngine) -> Refused:
+    free, total = torch.cuda.mem_get_info(engine.shared.base.device)
+    return Refused(
+        f"engine=packed: a clock of a few rows does not fit beside the base: {free / GIB:.1f} of "
+        f"{total / GIB:.1f} GiB are free.",
+        "Type train.gradient_checkpointing=true, a smaller data.max_length, a smaller model, or "
+        "engine=trl.",
+    )

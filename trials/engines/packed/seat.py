@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 
-from trials.contract import Driver, Report, TrialConfig, Verdict
+from trials.contract import Assignment, Driver, Sample, TrialConfig
 from trials.engines.course import Course
 from trials.engines.packed.corpus import Corpus, Ints, Rows
-from trials.engines.packed.optim import coefficients, learning_rates
+from trials.engines.packed.optim import coefficients
 from trials.evaluate import Evaluation
 from trials.training.plan import Step
+from trials.training.state import Keeping
 
 
 class Seat:
@@ -24,9 +23,7 @@ class Seat:
         self.trial, self.slot, self.steps = trial, slot, steps
         self.course: PackedCourse
         self.targets: tuple[str, ...] = ()  # paths of the modules that the adapter changes
-        self.rates = learning_rates(trial.train, len(steps))
-        self.coefficients = coefficients(trial.train, self.rates)
-        self._number = {step.examples: number for number, step in enumerate(steps)}
+        self.coefficients = coefficients(trial.train, len(steps))
         self._order, self._corpus = order, corpus
         self.at = 0  # the step that is next
         self._rows = Rows(order[:0], order[:0])  # what is left of its batch
@@ -43,6 +40,16 @@ class Seat:
         lora = self.trial.lora
         return float(lora.alpha / (lora.r**0.5 if lora.rslora else lora.r))
 
+    @property
+    def left(self) -> int:
+        """The tokens of the current batch that no clock has taken yet."""
+        return int(self._corpus.lengths[self._rows.examples].sum())
+
+    def rows_within(self, tokens: float) -> int:
+        """How many rows make so many tokens at most; one at least."""
+        reached = np.cumsum(self._corpus.lengths[self._rows.examples])
+        return self._most(max(1, int(np.searchsorted(reached, tokens, side="right"))))
+
     def widths(self, rows: int) -> tuple[int, int, int]:
         """The longest row, all tokens and all targets of the next `rows` rows."""
         taken = self._rows.examples[: self._most(rows)]
@@ -58,10 +65,6 @@ class Seat:
             return taken, None
         return taken, self.steps[self.at]
 
-    def rate(self, step: Step) -> float:
-        """The learning rate of one of its steps."""
-        return self.rates[self._number[step.examples]]
-
     def tokens(self, step: Step) -> int:
         """The tokens of one of its steps, padding not counted."""
         return int(self._corpus.lengths[self._order[list(step.positions)]].sum())
@@ -69,6 +72,11 @@ class Seat:
     def stepped(self) -> None:
         """The optimizer step is on its way: on to the next batch."""
         self.at += 1
+        self._begin()
+
+    def resume(self, at: int) -> None:
+        """Goes on with this step."""
+        self.at = at
         self._begin()
 
     def again(self) -> None:
@@ -91,27 +99,22 @@ class Seat:
 class PackedCourse(Course):
     """A course whose evaluation has been made by the pack when its tick comes."""
 
-    def __init__(self, seat: Seat, driver: Driver, worker: str, device: torch.device) -> None:
+    def __init__(
+        self, seat: Seat, driver: Driver, assignment: Assignment, device: torch.device
+    ) -> None:
         self.evaluation: Evaluation | None = None  # of the step that is told next
-        super().__init__(seat.trial, _Seated(driver, seat), worker, device, self._made)
+        self.written: tuple[Sample, ...] = ()  # likewise
+        super().__init__(
+            seat.trial, driver, assignment.worker, device, self._made, slot=lambda: seat.slot,
+            write=(lambda: self.written) if assignment.samples_at_ticks else None,
+            keeping=Keeping.assigned(assignment, seat.trial, driver.note),
+        )
 
-    def waited(self, seconds: float) -> None:
-        """Counts time in which the pack evaluated: all of it waits, whoever is measured."""
-        self._meter.eval_seconds += seconds
-        self._meter._lap_start += seconds  # not part of a step
+    def waited(self, seconds: float, writing_seconds: float) -> None:
+        """Counts time in which the pack evaluated or wrote: all of it waits, whoever it was for."""
+        self._meter.waited(seconds)
+        self._meter.waited_for_samples(writing_seconds)
 
     def _made(self, *progress: object) -> Evaluation:
         assert self.evaluation is not None
         return self.evaluation
-
-
-class _Seated:
-    """A driver that is told the slot with each report."""
-
-    def __init__(self, driver: Driver, seat: Seat) -> None:
-        self._driver, self._seat = driver, seat
-        self.progress, self.prepared = driver.progress, driver.prepared
-        self.next_trial, self.finish = driver.next_trial, driver.finish
-
-    def report(self, report: Report) -> Verdict:
-        return self._driver.report(replace(report, slot=self._seat.slot))

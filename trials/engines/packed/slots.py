@@ -11,13 +11,17 @@ import torch
 from trials.base import resolve_targets
 from trials.contract import Driver, InputError, Sample, TrialConfig
 from trials.data import order
+from trials.engines.course import Snapshot
 from trials.engines.packed.bank import Bank, Shapes
 from trials.engines.packed.clock import Clock
+from trials.engines.packed.forward import Forward
 from trials.engines.packed.initial import Skeleton, targeted
 from trials.engines.packed.layers import Flight, Pack
 from trials.engines.packed.optim import check_supported
+from trials.engines.packed.products import Padded
 from trials.engines.packed.seat import PackedCourse, Seat
 from trials.engines.trl import TrlEngine, origin_of
+from trials.training.state import State
 
 
 class Slots:
@@ -33,6 +37,11 @@ class Slots:
         return self.clock.bank
 
     @property
+    def forward(self) -> Forward:
+        """The base's forward."""
+        return self.clock.forward
+
+    @property
     def seats(self) -> list[Seat]:
         """Who is seated, by slot."""
         return [seat for seat in self._seats if seat is not None]
@@ -42,8 +51,8 @@ class Slots:
         """Whether there is no free slot."""
         return None not in self._seats
 
-    def sit(self, trial: TrialConfig, driver: Driver) -> None:
-        """Seats a trial in the lowest free slot.
+    def sit(self, trial: TrialConfig, driver: Driver) -> Seat:
+        """Seats a trial in the lowest free slot, where an earlier attempt left it if one did.
 
         Raises InputError, naming engine=trl, for what a pack cannot do.
         """
@@ -51,15 +60,28 @@ class Slots:
         names = resolve_targets(self.shared.base.facts, trial.lora.target_modules)
         seat = self._seat(trial)
         seat.targets = self._targets(names)
-        seat.course = PackedCourse(
-            seat, driver, self.shared.assignment.worker, self.shared.base.device
-        )
+        seat.course = PackedCourse(seat, driver, self.shared.assignment, self.shared.base.device)
         seat.course.trainable_parameters = _numbers(seat, self.bank.shapes)
         if trial.lora.r > self.bank.r:
-            self.clock.bank = self.bank.widened(trial.lora.r)
-        self.bank.place(seat.slot, self._skeleton.initial(trial.lora, names, trial.seed))
+            self.clock.widen(trial.lora.r)
         self.clock.seat(seat)
+        if (state := seat.course.keeping.found()) is not None:
+            self._continue(seat, state)
+        else:
+            self.bank.place(seat.slot, self._skeleton.initial(trial.lora, names, trial.seed))
         self._seats[seat.slot] = seat
+        return seat
+
+    def _continue(self, seat: Seat, state: State) -> None:
+        seat.course.resume(state.progress)
+        seat.resume(state.progress.steps)
+        self.bank.restore(seat.slot, state.tensors)
+        self.clock.optimizer.restore(seat.slot, state.progress.numbers)
+
+    def snapshot(self, seat: Seat) -> Snapshot:
+        """What continues a seat's trial from its last step; waits for the device."""
+        rows = self.bank.saved(seat.slot, seat.trial.lora.r, seat.targets)
+        return Snapshot(rows, self.clock.optimizer.saved(seat.slot))
 
     def leave(self, seat: Seat) -> None:
         """Frees a seat's slot."""
@@ -74,20 +96,16 @@ class Slots:
             self.clock.move(last.slot, free)
             self._seats[last.slot], self._seats[free], last.slot = None, last, free
 
-    def scales(self, seats: Sequence[Seat]) -> torch.Tensor:
-        """`[n, 1, 1]` for a forward without dropout."""
-        given = [seat.scale for seat in seats]
-        scales = torch.tensor(given, dtype=self.bank.parameters.dtype)
-        return scales[:, None, None].to(self.shared.base.device)
-
     def keep(self, seat: Seat) -> None:
         """Leaves of a complete trial what the assignment asks for: samples, an adapter."""
-        assignment, course = self.shared.assignment, seat.course
-        if assignment.samples:
-            course.samples = self._samples(seat)
-        if assignment.adapters_dir is not None:
-            folder = Path(assignment.adapters_dir) / str(seat.trial.number)
-            course.adapter = str(self.export(seat, folder))
+        folder, course = self.shared.assignment.adapters_dir, seat.course
+        course.samples = course.samples or course.written
+        if folder is None:
+            return
+        try:
+            course.adapter = str(self.export(seat, Path(folder) / str(seat.trial.number)))
+        except Exception as error:  # a full disk, say: the trial is complete all the same
+            course.note(f"the adapter of trial {seat.trial.number} is not kept: {error}")
 
     def export(self, seat: Seat, folder: Path) -> Path:
         """Writes a seat's adapter as an ordinary PEFT folder."""
@@ -96,10 +114,13 @@ class Slots:
         factors = self.bank.factors(seat.slot, lora.r)
         return self._skeleton.export(factors, lora, names, folder, origin_of(self.shared.base))
 
-    def _samples(self, seat: Seat) -> tuple[Sample, ...]:
-        flight = Flight(weights=self.bank.gathered([seat.slot]), scale=self.scales([seat]))
-        with self.pack.flying(flight):
-            return self.shared.samples()
+    def written(self, seats: Sequence[Seat]) -> list[tuple[Sample, ...]]:
+        """What the seats' models write for the evaluation's first prompts, all in one batch."""
+        scales = torch.tensor([seat.scale for seat in seats], dtype=self.bank.parameters.dtype)
+        products = Padded(scales[:, None, None].to(self.shared.base.device))
+        weights = self.bank.gathered([seat.slot for seat in seats])
+        with self.pack.flying(Flight(weights, products)):
+            return self.shared.written(len(seats))
 
     def _seat(self, trial: TrialConfig) -> Seat:
         corpus = self.clock.corpus

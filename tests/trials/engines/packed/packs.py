@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -18,10 +18,11 @@ from trials.base import resolve_targets
 from trials.contract import EngineConfig, TrialConfig
 from trials.dropout import row_keys
 from trials.engines.packed import prepare
-from trials.engines.packed.bank import Bank
+from trials.engines.packed.bank import Bank, shapes_of
 from trials.engines.packed.clock import Clock
 from trials.engines.packed.engine import PackedEngine
 from trials.engines.packed.layers import packed_layers
+from trials.engines.packed.replay import Replays
 from trials.engines.packed.seat import Seat
 from trials.engines.packed.slots import Slots
 from trials.evaluate import target_logits
@@ -60,11 +61,13 @@ def bench(
     engine: PackedEngine, *, slots: int, r: int = 8, dtype: torch.dtype = torch.float32
 ) -> Iterator[Slots]:
     """Empty slots of an engine, to be filled and ticked by hand."""
+    device = engine.shared.base.device
     with quiet(), packed_layers(engine.layers, dtype=dtype, resident=True) as pack:
-        shapes = {name: (m.in_features, m.out_features) for name, m in engine.layers.items()}
-        bank = Bank(shapes, slots=slots, r=r, device=engine.shared.base.device, compute=dtype,
+        bank = Bank(shapes_of(engine.layers), slots=slots, r=r, device=device, compute=dtype,
                     dtype=dtype)
-        clock = Clock(engine.shared.base, bank, pack, engine._corpus)
+        clock = Clock(engine.shared.base, bank, pack, engine.corpus, engine.forward,
+                      engine._shapes(replace(engine.size, slots=slots)),
+                      Replays(device, records=False))
         yield Slots(engine.shared, clock, pack, engine._skeleton)
 
 
@@ -80,7 +83,7 @@ def ticked(slots: Slots, seats: Sequence[Seat], clocks: int = 1000) -> dict[int,
     losses: dict[int, list[float]] = {seat.slot: [] for seat in seats}
     while clocks and (live := [seat for seat in seats if seat.has_work]):
         told = slots.clock.tick(live)
-        numbers = told.losses.numbers()
+        numbers = told.numbers.numbers()[0] if told.steps else []
         for slot, _, _ in told.steps:
             losses[slot].append(numbers[slot])
         clocks -= 1
@@ -151,7 +154,7 @@ def in_fp64(engine: PackedEngine) -> Iterator[None]:
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(LlamaRMSNorm, "forward", exact)
-        patch.setattr("trials.engines.packed.clock.computing", lambda *_: nullcontext())
+        patch.setattr("trials.engines.packed.forward.computing", lambda *_: nullcontext())
         engine.shared.base.model.double()
         stack.callback(engine.shared.base.model.float)
         yield

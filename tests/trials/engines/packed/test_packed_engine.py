@@ -12,6 +12,7 @@ from packs import TARGETS, mixed, prepared, run
 from tiny import Recorder, Tiny, made_in
 
 from trials.contract import (
+    CONTINUE,
     SCHEDULERS,
     Assignment,
     EngineConfig,
@@ -150,7 +151,7 @@ def test_a_trial_in_a_used_slot_is_that_of_a_fresh_process(tiny: Tiny) -> None:
 
 def test_a_rank_wider_than_the_bank_widens_it(tiny: Tiny) -> None:
     trials = [tiny.trial(0, examples=64), tiny.trial(1, examples=16), tiny.trial(2, lora={"r": 20})]
-    driver = run(tiny, *trials, capacity=2, max_r=4)
+    driver = run(tiny, *trials, capacity=2)
     alone = run(tiny, trials[0], capacity=1)
     assert set(outcomes(driver).values()) == {Outcome.COMPLETE}
     assert driver.losses(0) == pytest.approx(alone.losses(0), rel=1e-5)
@@ -170,7 +171,7 @@ def test_an_evaluation_that_does_not_fit_is_made_smaller_or_ends_its_trials(
 ) -> None:
     whole = run(tiny, tiny.trial(0), tiny.trial(1), capacity=2)
     for rows, outcome in ((4, Outcome.COMPLETE), (0, Outcome.INFEASIBLE)):
-        out_of_memory_beyond(monkeypatch, rows, "evaluation")
+        out_of_memory_beyond(monkeypatch, rows, training=False)
         driver = run(tiny, tiny.trial(0), tiny.trial(1), capacity=2)
         assert outcomes(driver) == {0: outcome, 1: outcome}
         if outcome is Outcome.COMPLETE:
@@ -263,21 +264,19 @@ def test_the_base_is_as_before_afterwards(tiny: Tiny) -> None:
 
 
 def out_of_memory_beyond(
-    monkeypatch: pytest.MonkeyPatch, rows: int, part: str = "clock"
+    monkeypatch: pytest.MonkeyPatch, rows: int, *, training: bool = True
 ) -> None:
     """Clocks, or evaluations, run out of memory beyond so many rows."""
-    import importlib
+    from trials.engines.packed.forward import Forward
 
-    from trials.evaluate import target_logits as plain
+    plain = Forward.hidden
 
-    module = importlib.import_module(f"trials.engines.packed.{part}")
-
-    def logits(model: Any, batch: Any) -> Any:
-        if batch.input_ids.shape[0] > rows:
+    def hidden(self: Forward, samples: Any, shape: Any) -> Any:
+        if torch.is_grad_enabled() == training and samples.input_ids.shape[0] > rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
-        return plain(model, batch)
+        return plain(self, samples, shape)
 
-    monkeypatch.setattr(module, "target_logits", logits)
+    monkeypatch.setattr(Forward, "hidden", hidden)
 
 
 def test_a_clock_that_does_not_fit_is_made_smaller(
@@ -294,8 +293,10 @@ def test_a_clock_that_does_not_fit_is_made_smaller(
 def test_what_does_not_fit_at_all_is_infeasible_one_trial_at_a_time(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine, driver = prepared(tiny, capacity=2)
+    driver.trials += [tiny.trial(0), tiny.trial(1)]
     out_of_memory_beyond(monkeypatch, 1)
-    driver = run(tiny, tiny.trial(0), tiny.trial(1), capacity=2)
+    engine.run(driver)
     assert sorted(outcome.value for outcome in outcomes(driver).values()) == [
         "complete", "infeasible"]
     [reason] = [result.reason for result in driver.results if result.reason]
@@ -357,8 +358,11 @@ def test_preparing_says_the_capacity_and_what_trl_says(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"optimizers": ("adamw", "adafactor")}, "optimizer=adafactor: .* Type engine=trl"),
-    ({"options": {"capcity": 2}}, "engine.capcity: .*no such option: capacity, max_r"),
+    ({"options": {"capcity": 2}}, "engine.capcity: .*no such option: capacity, memory_fraction"),
     ({"options": {"capacity": 0}}, "engine.capacity=0: trials at once"),
+    ({"options": {"memory_fraction": 1.5}}, "memory_fraction=1.5: the share .* at most 1"),
+    ({"options": {"resident": "maybe"}}, "engine.resident='maybe': true, false or auto"),
+    ({"options": {"compile": 3}}, "engine.compile=3: true, false or auto"),
     ({"target_modules": ("q_porj",)}, "Did you mean 'q_proj'"),
     ({"max_batch_size": 4000}, "larger than the training set"),
 ])
@@ -378,3 +382,40 @@ def test_int8_and_unknown_layers_are_refused(tiny: Tiny) -> None:
         check_layers({"h.c_attn": torch.nn.Identity()})
 
 
+
+
+# --- continued -----------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing is told, nothing tidied up."""
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_interrupted_trials_go_on_from_their_last_tick(
+    tiny: Tiny, tmp_path: Path, optimizer: str
+) -> None:
+    trials = [tiny.trial(k, seed=k, examples=128, ticks=4, optimizer=optimizer, warmup=0.2,
+                         scheduler="cosine", lora={"r": 3 + 2 * k, "dropout": 0.2})
+              for k in range(2)]
+    whole = run(tiny, *trials, capacity=2)
+    engine, driver = prepared(tiny, capacity=2)
+    shared = engine.shared
+    shared.assignment = replace(shared.assignment, states_dir=str(tmp_path), state_every_s=0.0)
+    driver.trials += trials
+
+    def until(report: Report) -> Verdict:
+        if report.tick == 3:
+            raise Killed
+        return CONTINUE
+
+    driver.answer = until
+    with pytest.raises(Killed):
+        engine.run(driver)
+    again = Recorder([replace(trial, attempt=1) for trial in trials], setup=driver.setup)
+    engine.run(again)
+    for k in range(2):
+        assert again.losses(k) == whole.losses(k)  # told again from the first, not a bit changed
+        steps = [point.examples for r in again.reports if r.trial == k and not r.again
+                 for point in r.history]
+        assert min(steps) > 64  # trained again from the second tick alone

@@ -11,10 +11,11 @@ from packs import alone, bench, in_fp64, mixed, prepared, run, seated, ticked
 from tiny import Recorder, Tiny, made_in
 
 from trials.dropout import row_keys
-from trials.engines.packed import optim
-from trials.engines.packed.corpus import Rows, Shape
+from trials.engines.packed.corpus import Padded, Ragged, Rows
 from trials.engines.packed.engine import PackedEngine
 from trials.engines.packed.layers import Flight
+from trials.engines.packed.optim import Optimizer
+from trials.engines.packed.products import Padded as PaddedProducts
 from trials.engines.packed.slots import Slots
 
 
@@ -71,13 +72,13 @@ def test_in_fp32_gradients_agree(
     trials = [dense.trial(k, seed=k, lora={"r": r, "alpha": 8.0, "dropout": dropout})
               for k, r in enumerate((8, 3))]
     seen: list[torch.Tensor] = []
-    step = optim.step
+    step = Optimizer.step
 
-    def look(bank: Any, n: int, *given: Any, **more: Any) -> Any:
-        seen.append(bank.gradients[:n].clone())
-        return step(bank, n, *given, **more)
+    def look(self: Optimizer, bank: Any, due: torch.Tensor, losses: torch.Tensor) -> Any:
+        seen.append(bank.gradients[: len(due)].clone())
+        return step(self, bank, due, losses)
 
-    monkeypatch.setattr(optim, "step", look)
+    monkeypatch.setattr(Optimizer, "step", look)
     with bench(engine, slots=2) as slots:
         seats = seated(slots, *trials)
         starts = []
@@ -102,12 +103,15 @@ def test_dropout_draws_the_masks_of_the_other_engine(dense: Tiny, engine: Packed
     with bench(engine, slots=2) as slots:
         seats = seated(slots, *trials)
         given = [seat.take(2)[0] for seat in seats]
-        samples = slots.clock.corpus.samples(given, Shape(slots=2, rows=2, width=40, targets=8))
-        keys = slots.clock._keys(samples).view(2, 2, 40)
+        shape = Padded(slots=2, rows=2, width=40)
+        samples = slots.clock.corpus.samples(given, shape)
+        keys = slots.clock._products(samples, shape, drops=True).keys.view(2, 2, 40)
+    lengths = slots.clock.corpus.lengths
     for seat, rows in enumerate(given):
         for row, position in enumerate(rows.positions.tolist()):
-            expected = row_keys(trials[seat].seed, torch.tensor(position), torch.arange(40))
-            assert torch.equal(keys[seat, row], expected)
+            length = lengths[rows.examples[row]]
+            expected = row_keys(trials[seat].seed, torch.tensor(position), torch.arange(length))
+            assert torch.equal(keys[seat, row, :length], expected)
 
 
 def test_a_slot_starts_where_peft_would(dense: Tiny, engine: PackedEngine) -> None:
@@ -133,7 +137,8 @@ def test_an_exported_adapter_gives_the_packed_logits(
         ticked(slots, seats, 6)
         for seat in seats:
             folder = slots.export(seat, tmp_path / str(seat.slot))
-            flight = Flight(slots.bank.gathered([seat.slot]), slots.scales([seat]))
+            scale = torch.full((1, 1, 1), seat.scale)
+            flight = Flight(slots.bank.gathered([seat.slot]), PaddedProducts(scale))
             with slots.pack.flying(flight), torch.no_grad():
                 packed = model(input_ids=ids).logits
             loaded = PeftModel.from_pretrained(model, folder)
@@ -146,7 +151,7 @@ def test_an_exported_adapter_gives_the_packed_logits(
 
 # --- apart from each other -----------------------------------------------------------------------
 
-FIXED = Shape(slots=3, rows=8, width=36, targets=32)
+FIXED = Padded(slots=3, rows=8, width=36)
 
 
 def company(slots: Slots, seats: list[Any], clocks: int = 6) -> tuple[list[float], torch.Tensor]:
@@ -156,13 +161,13 @@ def company(slots: Slots, seats: list[Any], clocks: int = 6) -> tuple[list[float
 
 
 def test_a_trial_is_the_same_alone_and_in_any_company(
-    dense: Tiny, engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
+    dense: Tiny, engine: PackedEngine
 ) -> None:
-    monkeypatch.setattr("trials.engines.packed.clock.choose", lambda *_, **__: FIXED)
     first = dense.trial(0, examples=48)
     found = []
     for others in ([], mixed(dense)[:2], [*mixed(dense)[:2]]):
         with bench(engine, slots=3) as slots:
+            slots.clock.shapes.choose = lambda seats: (FIXED, dict.fromkeys(range(3), 8))
             seats = seated(slots, first, *others)
             if len(found) == 2:
                 poison(slots, 1)
@@ -209,8 +214,8 @@ def test_a_bank_row_can_be_saved_and_restored_and_a_bank_widened(
         seats = seated(slots, *mixed(dense)[:2])
         ticked(slots, seats, 3)
         bank = slots.bank
-        rows, kept = [t.clone() for t in bank.rows], bank.saved(1)
-        bank.empty(1)
+        rows = [t.clone() for t in bank.rows]
+        kept = bank.saved(1, seats[1].trial.lora.r, seats[1].targets)
         bank.restore(1, kept)
         assert all(torch.equal(a, b) for a, b in zip(bank.rows, rows, strict=True))
         wider = bank.widened(20)
@@ -222,22 +227,42 @@ def test_a_bank_row_can_be_saved_and_restored_and_a_bank_widened(
 def test_samples_are_laid_out_slot_by_slot(engine: PackedEngine) -> None:
     import numpy as np
 
-    train, corpus = engine.shared.data.train, engine._corpus
+    train, corpus = engine.shared.data.train, engine.corpus
     given = [Rows(np.array([4, 2]), np.array([10, 11])), None, Rows(np.array([7]), np.array([3]))]
-    shape = Shape(slots=3, rows=3, width=40, targets=12)
-    samples = corpus.samples(given, shape)
-    assert samples.input_ids.shape == (9, 40)
-    assert samples.positions.tolist() == [[10, 11, 0], [0, 0, 0], [3, 0, 0]]
-    for slot, rows in enumerate(given):
-        wanted = [] if rows is None else [
-            (slot * 3 * 40 + place * 40 + t, example.input_ids[t + 1])
-            for place, example in enumerate(train[int(e)] for e in rows.examples)
-            for t in range(len(example.input_ids) - 1) if example.loss_mask[t + 1]
-        ]
-        count = int(samples.counts[slot])
-        pairs = zip(samples.index[slot].tolist(), samples.targets[slot].tolist(), strict=True)
-        assert list(pairs)[:count] == wanted
-        assert (samples.index[slot] // (3 * 40) == slot).all()  # padding too is the slot's own
+    lengths = [[len(train[int(e)].input_ids) - 1 for e in rows.examples] if rows else []
+               for rows in given]
+    total = sum(map(sum, lengths))
+    for shape, starts in (
+        (Padded(slots=3, rows=3, width=40), [[0, 40], [], [240]]),
+        (Ragged(slots=3, tokens=256, rows=12, targets=64, longest=48),
+         [[0, lengths[0][0]], [], [sum(lengths[0])]]),
+    ):
+        samples = corpus.samples(given, shape)
+        wanted = []
+        for slot, rows in enumerate(given):
+            before = len(wanted)
+            for place, e in enumerate(rows.examples if rows else ()):
+                example, start = train[int(e)], starts[slot][place]
+                there = slice(start, start + lengths[slot][place])
+                assert samples.input_ids.flatten()[there].tolist() == list(example.input_ids[:-1])
+                assert samples.tokens[there].tolist() == list(range(lengths[slot][place]))
+                assert set(samples.order[there].tolist()) == {int(rows.positions[place])}
+                assert set(samples.owner[there].tolist()) == {slot}
+                wanted += [(start + t, example.input_ids[t + 1], slot)
+                           for t in range(lengths[slot][place]) if example.loss_mask[t + 1]]
+            assert samples.counts[slot] == len(wanted) - before
+        found = zip(samples.index.tolist(), samples.targets.tolist(), samples.slot.tolist(),
+                    strict=True)
+        assert list(found)[: len(wanted)] == wanted
+        assert (samples.slot[len(wanted):] == 3).all()
+    tiles = [tile for tile in samples.tiles.tolist() if tile[2]]
+    assert [slot for slot, _, _ in tiles] == sorted(slot for slot, _, _ in tiles)
+    covered = [start + k for _, start, count in tiles for k in range(count)]
+    assert covered == list(range(total))  # each real token once, the rest belongs to nobody
+    assert samples.starts.tolist() == [0, sum(lengths[0]), sum(lengths[0]), total]
+    ends = samples.ends.tolist()
+    assert ends[:4] == [0, lengths[0][0], sum(lengths[0]), total] and ends[-1] == 256
+    assert all(0 <= b - a <= 48 for a, b in zip(ends, ends[1:], strict=False))
 
 
 # --- beside the TRL engine -----------------------------------------------------------------------

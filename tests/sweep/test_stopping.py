@@ -1,0 +1,110 @@
+"""Ctrl-C once and twice, and SIGTERM: a sweep in a process of its own, its ticks far too long."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+from sweeping import SPACE, Recorder, stored, sweep_config
+
+from sweep.config import SweepConfig
+from sweep.ending import INTERRUPTED
+from sweep.run import run_sweep
+
+ROOT = Path(__file__).parents[2]
+TYPED = ("tracking=none", "device=cpu", "study=test", "n_trials=3", "pruner=none", *SPACE)
+LONG = ("engine=simulated", "engine.capacity=2", "engine.seconds_per_tick=1000")
+AGAIN = (*TYPED, "engine.capacity=2", "executor=inline")
+PATIENCE_S = 120.0  # for a process on a busy machine
+
+
+def once(driver: psutil.Process) -> None:
+    driver.send_signal(signal.SIGINT)
+
+
+def twice(driver: psutil.Process) -> None:
+    driver.send_signal(signal.SIGINT)
+    driver.send_signal(signal.SIGINT)
+
+
+def preempted(driver: psutil.Process) -> None:
+    """As schedulers do it: every process is told, and what is left is killed a while later."""
+    for process in (*driver.children(), driver):
+        process.send_signal(signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
+    config = sweep_config(tmp_path_factory.mktemp("undisturbed"), *AGAIN)
+    assert run_sweep(config, Recorder()) == 0
+    return config
+
+
+@pytest.mark.parametrize("stop", [once, twice, preempted])
+def test_a_stopped_sweep_is_remembered_and_goes_on(
+    stop: Callable[[psutil.Process], None], undisturbed: SweepConfig, tmp_path: Path
+) -> None:
+    process = start(tmp_path, *LONG)
+    wait_for(process, lambda: "trial 1 started" in said(tmp_path))
+    stop(psutil.Process(process.pid))
+    output, _ = process.communicate(timeout=PATIENCE_S)  # not after the tick
+    assert process.returncode == INTERRUPTED
+    assert "0 of 3 trials in" in output and "interrupted; the same command goes on" in output
+    assert shlex.quote(SPACE[0]) in output  # the command itself
+    config = sweep_config(tmp_path, *AGAIN)
+    assert [record.outcome for record in stored(config)[1]] == ["stopped", "stopped"]
+
+    assert run_sweep(config, Recorder()) == 0
+    assert trials(config) == trials(undisturbed)
+
+
+def test_a_stop_while_workers_load_leaves_nothing(tmp_path: Path) -> None:
+    process = start(tmp_path, "engine=trl")
+    wait_for(process, lambda: bool(psutil.Process(process.pid).children()))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == INTERRUPTED and list(tmp_path.iterdir()) == []
+
+
+def test_a_second_driver_is_refused_and_told_who_holds_the_study(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONG)
+    wait_for(process, lambda: "trial 1 started" in said(tmp_path))
+    second = start(tmp_path, *LONG)
+    _, errors = second.communicate(timeout=PATIENCE_S)
+    process.kill()
+    process.communicate(timeout=PATIENCE_S)
+    assert second.returncode == 2 and f"process {process.pid} on " in errors
+    assert "since 20" in errors and f"kill {process.pid}" in errors
+    assert run_sweep(sweep_config(tmp_path, *AGAIN), Recorder()) == 0  # a dead one holds nothing
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "400"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sweep", *TYPED, *more],
+        cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def said(folder: Path) -> str:
+    log = folder / "results" / "test" / "logs" / "sweep.log"
+    return log.read_text() if log.exists() else ""
+
+
+def wait_for(process: subprocess.Popen[str], come: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not come():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+
+
+def trials(config: SweepConfig) -> list[tuple[object, ...]]:
+    return [(r.number, r.params, r.outcome, r.losses) for r in stored(config)[1]]

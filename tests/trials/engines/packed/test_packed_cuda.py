@@ -1,0 +1,242 @@
+"""What packs do on CUDA alone: tokens end to end on Triton kernels, clocks as CUDA graphs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from packs import mixed, prepared, run, seated, ticked
+from tiny import Tiny, made_in
+from torch import Tensor
+
+from trials.contract import InputError, Outcome
+from trials.dropout import module_key, row_keys
+from trials.engines.packed import optim
+from trials.engines.packed.bank import Bank
+from trials.engines.packed.engine import PackedEngine
+from trials.engines.packed.products import Padded
+
+pytestmark = pytest.mark.gpu
+
+SEGMENTS = (0, 20, 20, 20, 149)  # of four slots, two of them without a token
+TOKENS = 160
+KEY = module_key("model.layers.0.self_attn.q_proj")
+
+
+@pytest.fixture(scope="module")
+def packs(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The tiny Llama in NF4 and bf16 on the first CUDA device."""
+    return made_in(tmp_path_factory.mktemp("tiny"), dtype="bf16", device="cuda:0")
+
+
+@pytest.fixture(scope="module")
+def engine(packs: Tiny) -> PackedEngine:
+    """An engine on it, to tick by hand."""
+    return prepared(packs, capacity=4)[0]
+
+
+# --- the kernels ---------------------------------------------------------------------------------
+
+
+def ragged(dtype: torch.dtype, rates: Tensor, keys: Tensor | None) -> Any:
+    """The four slots' products."""
+    from trials.engines.packed.cuda.ragged import TILE, Ragged
+
+    pieces = [(slot, start, min(TILE, SEGMENTS[slot + 1] - start)) for slot in range(4)
+              for start in range(SEGMENTS[slot], SEGMENTS[slot + 1], TILE)]
+    return Ragged(
+        tokens=TOKENS, tiles=torch.tensor([*pieces, (0, 0, 0)], dtype=torch.int32, device="cuda"),
+        starts=torch.tensor(SEGMENTS, dtype=torch.int32, device="cuda"),
+        scales=torch.tensor([1.0, 2.0, 0.5, 0.7], device="cuda"), keys=keys,
+        thresholds=torch.round(rates * 65536).to(torch.int32),
+    )
+
+
+@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize("r", [8, 16, 64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_products_end_to_end_are_those_of_each_slot_alone(
+    dtype: torch.dtype, r: int, drops: bool
+) -> None:
+    torch.manual_seed(r)
+    d_in, d_out = 192, 320
+    x, y, dx, dy = (torch.randn(TOKENS, d, device="cuda").to(dtype)
+                    for d in (d_in, d_out, d_in, d_out))
+    rows = torch.randn(4, r * (d_in + d_out), device="cuda").mul_(0.1).to(dtype)
+    a, b = rows[:, : r * d_in].view(4, r, d_in), rows[:, r * d_in :].view(4, d_out, r)
+    ga, gb = torch.randn(4, r, d_in, device="cuda"), torch.randn(4, d_out, r, device="cuda")
+    rates = torch.tensor([0.1, 0.2, 0.5, 0.3], dtype=torch.float64, device="cuda")
+    places = torch.arange(TOKENS, device="cuda")
+    keys = row_keys(7, places // 10, places % 10) if drops else None
+    before = [t.clone() for t in (y, dx, ga, gb)]
+    ours = ragged(dtype, rates, keys)
+    s = ours.down(x, a, KEY)
+    ours.up(y, s, b)
+    ds = ours.back(dy, b)
+    ours.add_gradients(ga, gb, x, s, dy, ds, KEY)
+    ours.add_input(dx, ds, a, KEY)
+    for slot in range(4):
+        there = slice(SEGMENTS[slot], SEGMENTS[slot + 1])
+        if there.start == there.stop:
+            assert torch.equal(ga[slot], before[2][slot])
+            assert torch.equal(gb[slot], before[3][slot])
+            continue
+        one = slice(slot, slot + 1)
+        exact = Padded(
+            ours.scales[one, None, None], None if keys is None else keys[None, there],
+            None if keys is None else rates[one, None, None],
+        )
+        left, right, given = a[one].float(), b[one].float(), x[there].float()
+        want_s = exact.down(given, left, KEY)
+        want_y, want_dx, want_a, want_b = (
+            before[k][there if k < 2 else one].float() for k in range(4))
+        exact.up(want_y, want_s, right)
+        want_ds = exact.back(dy[there].float(), right)
+        exact.add_gradients(want_a, want_b, given, want_s, dy[there].float(), want_ds, KEY)
+        exact.add_input(want_dx, want_ds, left, KEY)
+        for found, want in ((s[there], want_s), (y[there], want_y), (ds[there], want_ds),
+                            (ga[one], want_a), (gb[one], want_b), (dx[there], want_dx)):
+            assert (found.float() - want).norm() <= 8e-3 * want.norm()
+    assert torch.equal(y[SEGMENTS[-1]:], before[0][SEGMENTS[-1]:])  # nobody's tokens
+    assert torch.equal(dx[SEGMENTS[-1]:], before[1][SEGMENTS[-1]:])
+
+
+def test_losses_and_their_gradient_take_the_logits_place() -> None:
+    from trials.engines.packed.cuda.rows import losses
+
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(37, 5003, device="cuda")).bfloat16()
+    logits[5] = float("nan")
+    targets = torch.randint(0, 5003, (37,), device="cuda")
+    weights = torch.rand(37, device="cuda")
+    exact = logits.float().requires_grad_()
+    want = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
+    (gradient,) = torch.autograd.grad(want, exact, weights)
+    found = losses(logits, targets, weights)
+    torch.testing.assert_close(found, want.detach(), rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(logits.float(), gradient, rtol=1e-2, atol=1e-5, equal_nan=True)
+
+
+def test_the_fused_optimizer_makes_the_steps_of_the_plain_one() -> None:
+    torch.manual_seed(0)
+    banks = [Bank({"m": (96, 160)}, slots=4, r=16, device=torch.device("cuda"),
+                  compute=torch.bfloat16) for _ in range(2)]
+    for tensor, other in zip(banks[0].rows, banks[1].rows, strict=True):
+        tensor.copy_(torch.randn_like(tensor).abs())
+        other.copy_(tensor)
+    for bank in banks:
+        bank.gradients[1, 7] = float("nan")
+        bank.round(4)
+    before = [row.clone() for row in banks[0].rows]
+    due = torch.tensor([1.0, 1.0, 0.0, 1.0], device="cuda")
+    told = []
+    for bank, fused in zip(banks, (True, False), strict=True):
+        optimizer = optim.Optimizer(4, torch.device("cuda"), scaled=False)
+        for slot, kind in enumerate(("adamw", "adamw", "adamw", "sgd")):
+            train = replace(mixed_train(), optimizer=kind)
+            optimizer.seat(slot, optim.coefficients(train, 10))
+        if not fused:
+            type(bank).fused, kept = property(lambda self: False), type(bank).fused
+        try:
+            told.append(optimizer.step(bank, due, torch.zeros(4, device="cuda")))
+        finally:
+            if not fused:
+                type(bank).fused = kept
+    torch.testing.assert_close(told[0], told[1], equal_nan=True)
+    for ours, plain in zip(banks[0].rows, banks[1].rows, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-7)
+    for k, row in enumerate(banks[0].rows):
+        assert torch.equal(row[2], before[k][2])  # not due: bit for bit as it was
+    assert torch.equal(banks[0].parameters[1], before[0][1]) and not banks[0].gradients[1].any()
+    assert torch.equal(banks[0].compute, banks[0].parameters.bfloat16())
+
+
+def mixed_train() -> Any:
+    from trials.contract import TrainConfig
+
+    return TrainConfig(learning_rate=0.01, weight_decay=0.1, scheduler="cosine", max_grad_norm=0.5)
+
+
+# --- clocks --------------------------------------------------------------------------------------
+
+
+def trained(engine: PackedEngine, trials: list[Any], **size: Any) -> tuple[Any, Tensor]:
+    """Losses by slot and the parameters after twelve clocks."""
+    with engine.slots(replace(engine.size, slots=4, **size)) as slots:
+        losses = ticked(slots, seated(slots, *trials), 12)
+        return losses, slots.bank.parameters.clone()
+
+
+def test_rows_lie_end_to_end_here(engine: PackedEngine) -> None:
+    assert engine.size.ragged and engine.size.compiled and engine.size.lag == 1
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_same_clocks_give_the_same_bits(
+    packs: Tiny, engine: PackedEngine, compiled: bool
+) -> None:
+    trials = mixed(packs, examples=96)
+    (first, row), (again, other) = (trained(engine, trials, compiled=compiled) for _ in range(2))
+    assert first == again
+    assert torch.equal(row, other)
+
+
+def test_recorded_clocks_do_what_plain_ones_do(packs: Tiny, engine: PackedEngine) -> None:
+    trials = mixed(packs, examples=96)
+    plain, recorded = (trained(engine, trials, compiled=way)[0] for way in (False, True))
+    for slot, losses in plain.items():
+        assert recorded[slot] == pytest.approx(losses, rel=2e-2)
+
+
+def test_a_refill_records_nothing_new(packs: Tiny, engine: PackedEngine) -> None:
+    with engine.slots(replace(engine.size, slots=4)) as slots:
+        seats = seated(slots, *(packs.trial(k, seed=k, examples=64) for k in range(4)))
+        ticked(slots, seats)
+        before = len(slots.clock._replays._made)
+        slots.leave(seats[2])
+        slots.sit(packs.trial(9, seed=2, examples=64), prepared(packs)[1])
+        ticked(slots, slots.seats)
+        assert before > 0 and len(slots.clock._replays._made) == before
+
+
+def test_a_poisoned_slot_reaches_nobody(packs: Tiny, engine: PackedEngine) -> None:
+    with engine.slots(replace(engine.size, slots=4)) as slots:
+        seats = seated(slots, *mixed(packs, examples=96))
+        slots.bank.parameters[1].fill_(float("nan"))
+        slots.bank.compute[1].fill_(float("nan"))
+        losses = ticked(slots, seats, 6)
+        assert all(torch.isfinite(rows[[0, 2, 3]]).all() for rows in slots.bank.rows)
+        assert losses[1][0] != losses[1][0]
+
+
+def test_fp16_has_a_loss_scale_for_each_slot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = made_in(tmp_path, dtype="fp16", device="cuda:0")
+    plain = run(tiny, *(tiny.trial(k, seed=k, examples=96) for k in range(2)), capacity=2)
+    monkeypatch.setattr(optim, "FIRST_SCALE", 2.0**40)  # overflows until it is low enough
+    skipping = run(tiny, *(tiny.trial(k, seed=k, examples=96) for k in range(2)), capacity=2)
+    made = []
+    for driver in (plain, skipping):
+        assert {r.outcome for r in driver.results} == {Outcome.COMPLETE}
+        made.append(sum(len(report.history) for report in driver.reports))
+    assert made[1] < made[0]  # steps that were not made are not in the curve
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_a_capacity_that_cannot_fit_says_what_would(packs: Tiny) -> None:
+    with pytest.raises(InputError, match=r"engine.capacity=10000000: .* Type engine.capacity=\d+,"):
+        prepared(packs, capacity=10_000_000)
+
+
+def test_a_small_share_of_the_memory_makes_a_small_pack(packs: Tiny) -> None:
+    total = torch.cuda.get_device_properties(0).total_memory
+    small, _ = prepared(packs, memory_fraction=6 * 2**30 / total)
+    assert small.size.slots >= 1
+    with pytest.raises(InputError, match="one trial of rank 16 .* or engine=trl"):
+        prepared(packs, memory_fraction=2**20 / total)

@@ -1,0 +1,330 @@
+"""Triton kernels: LoRA's products over tokens laid end to end, losses, and the optimizer.
+
+A tile is (slot, first token, tokens); each product reads its large operand once, sums in fp32 and
+draws the dropout mask in registers from the tokens' keys (the bits of `trials.dropout`). Two
+neighbouring columns, which share one hash, travel as one 32-bit word: strides and counts of what is
+loaded so are in words. A slot's tokens and rows meet nobody else's. `ragged.py` launches them.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+GOLDEN = tl.constexpr(0x9E3779B9)  # the constants of trials.dropout
+MIX_1 = tl.constexpr(0x85EBCA6B)
+MIX_2 = tl.constexpr(0xC2B2AE35)
+
+
+@triton.jit
+def _mixed(key):
+    key ^= key >> 16
+    key *= MIX_1
+    key ^= key >> 13
+    key *= MIX_2
+    return key ^ (key >> 16)
+
+
+@triton.jit
+def _row_keys(keys, rows, live, module):
+    given = tl.load(keys + rows, mask=live, other=0).to(tl.uint32, bitcast=True)
+    return _mixed(given ^ module.to(tl.uint32))
+
+
+@triton.jit
+def _kept(row_keys, pair, threshold):
+    """Which even and which odd columns survive dropout, `[rows, pairs]` each."""
+    columns = _mixed(pair.to(tl.uint32) * GOLDEN)
+    bits = _mixed(row_keys[:, None] ^ columns[None, :])
+    even, odd = (bits + 0x8000) & 0xFFFF, ((bits >> 16) + 0x8000) & 0xFFFF
+    return even.to(tl.int32) >= threshold, odd.to(tl.int32) >= threshold
+
+
+@triton.jit
+def _number(bits, DTYPE: tl.constexpr):
+    return bits.to(tl.uint16).to(DTYPE, bitcast=True)
+
+
+@triton.jit
+def _bits(number, DTYPE: tl.constexpr):
+    return number.to(DTYPE).to(tl.uint16, bitcast=True).to(tl.int32)
+
+
+@triton.jit
+def _tile(tiles, place, PARTS: tl.constexpr, ROWS: tl.constexpr):
+    """Slot, first token and tokens of one of a tile's parts."""
+    tile, part = place // PARTS, place % PARTS
+    slot = tl.load(tiles + 3 * tile).to(tl.int64)
+    start = tl.load(tiles + 3 * tile + 1).to(tl.int64) + part * ROWS
+    return slot, start, tl.load(tiles + 3 * tile + 2) - part * ROWS
+
+
+@triton.jit(do_not_specialize=["module"])
+def down(
+    x, a, s, tiles, scales, keys, thresholds, module, x_row, a_slot,
+    PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+):
+    """s = scale * drop(x) a^T; grid (tiles * PARTS, ranks / RANKS)."""
+    slot, start, count = _tile(tiles, tl.program_id(0), PARTS, ROWS)
+    if count <= 0:
+        return
+    live = tl.arange(0, ROWS) < count
+    rows = start + tl.arange(0, ROWS)
+    rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
+    some = rank < R
+    if DROPS:
+        row_keys = _row_keys(keys, rows, live, module)
+        threshold = tl.load(thresholds + slot)
+    total = tl.zeros((ROWS, RANKS), tl.float32)
+    for first in range(0, PAIRS, STEP):
+        pair = first + tl.arange(0, STEP)
+        inside = pair < PAIRS
+        words = tl.load(x + rows[:, None] * x_row + pair[None, :],
+                        mask=live[:, None] & inside[None, :], other=0)
+        even, odd = words & 0xFFFF, (words >> 16) & 0xFFFF
+        if DROPS:
+            keep_even, keep_odd = _kept(row_keys, pair, threshold)
+            even, odd = tl.where(keep_even, even, 0), tl.where(keep_odd, odd, 0)
+        weights = tl.load(a + slot * a_slot + rank[:, None] * PAIRS + pair[None, :],
+                          mask=some[:, None] & inside[None, :], other=0)
+        even_a, odd_a = weights & 0xFFFF, (weights >> 16) & 0xFFFF
+        total = tl.dot(_number(even, DTYPE), tl.trans(_number(even_a, DTYPE)), total)
+        total = tl.dot(_number(odd, DTYPE), tl.trans(_number(odd_a, DTYPE)), total)
+    total *= tl.load(scales + slot)
+    tl.store(s + rows[:, None] * R + rank[None, :], total.to(DTYPE),
+             mask=live[:, None] & some[None, :])
+
+
+@triton.jit
+def up(
+    y, s, b, tiles, y_row, b_slot,
+    COLUMNS: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+):
+    """y += s b^T; grid (tiles * PARTS, columns / STEP)."""
+    slot, start, count = _tile(tiles, tl.program_id(0), PARTS, ROWS)
+    if count <= 0:
+        return
+    live = tl.arange(0, ROWS) < count
+    rows = start + tl.arange(0, ROWS)
+    column = tl.program_id(1) * STEP + tl.arange(0, STEP)
+    inside = column < COLUMNS
+    place = y + rows[:, None] * y_row + column[None, :]
+    total = tl.load(place, mask=live[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    for first in range(0, R, RANKS):
+        rank = first + tl.arange(0, RANKS)
+        some = rank < R
+        left = tl.load(s + rows[:, None] * R + rank[None, :],
+                       mask=live[:, None] & some[None, :], other=0.0)
+        right = tl.load(b + slot * b_slot + column[:, None] * R + rank[None, :],
+                        mask=inside[:, None] & some[None, :], other=0.0)
+        total = tl.dot(left, tl.trans(right), total)
+    tl.store(place, total.to(DTYPE), mask=live[:, None] & inside[None, :])
+
+
+@triton.jit
+def back(
+    dy, b, ds, tiles, scales, dy_row, b_slot,
+    COLUMNS: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+):
+    """ds = scale * dy b; grid (tiles * PARTS, ranks / RANKS)."""
+    slot, start, count = _tile(tiles, tl.program_id(0), PARTS, ROWS)
+    if count <= 0:
+        return
+    live = tl.arange(0, ROWS) < count
+    rows = start + tl.arange(0, ROWS)
+    rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
+    some = rank < R
+    total = tl.zeros((ROWS, RANKS), tl.float32)
+    for first in range(0, COLUMNS, STEP):
+        column = first + tl.arange(0, STEP)
+        inside = column < COLUMNS
+        left = tl.load(dy + rows[:, None] * dy_row + column[None, :],
+                       mask=live[:, None] & inside[None, :], other=0.0)
+        right = tl.load(b + slot * b_slot + column[:, None] * R + rank[None, :],
+                        mask=inside[:, None] & some[None, :], other=0.0)
+        total = tl.dot(left, right, total)
+    total *= tl.load(scales + slot)
+    tl.store(ds + rows[:, None] * R + rank[None, :], total.to(DTYPE),
+             mask=live[:, None] & some[None, :])
+
+
+@triton.jit(do_not_specialize=["module"])
+def add_input(
+    dx, ds, a, tiles, keys, thresholds, module, dx_row, a_slot,
+    PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+):
+    """dx += mask * (ds a); grid (tiles * PARTS, pairs / STEP)."""
+    slot, start, count = _tile(tiles, tl.program_id(0), PARTS, ROWS)
+    if count <= 0:
+        return
+    live = tl.arange(0, ROWS) < count
+    rows = start + tl.arange(0, ROWS)
+    pair = tl.program_id(1) * STEP + tl.arange(0, STEP)
+    inside = pair < PAIRS
+    even = tl.zeros((ROWS, STEP), tl.float32)
+    odd = tl.zeros((ROWS, STEP), tl.float32)
+    for first in range(0, R, RANKS):
+        rank = first + tl.arange(0, RANKS)
+        some = rank < R
+        left = tl.load(ds + rows[:, None] * R + rank[None, :],
+                       mask=live[:, None] & some[None, :], other=0.0)
+        weights = tl.load(a + slot * a_slot + rank[:, None] * PAIRS + pair[None, :],
+                          mask=some[:, None] & inside[None, :], other=0)
+        even = tl.dot(left, _number(weights & 0xFFFF, DTYPE), even)
+        odd = tl.dot(left, _number((weights >> 16) & 0xFFFF, DTYPE), odd)
+    if DROPS:
+        row_keys = _row_keys(keys, rows, live, module)
+        keep_even, keep_odd = _kept(row_keys, pair, tl.load(thresholds + slot))
+        even, odd = tl.where(keep_even, even, 0.0), tl.where(keep_odd, odd, 0.0)
+    place = dx + rows[:, None] * dx_row + pair[None, :]
+    words = tl.load(place, mask=live[:, None] & inside[None, :], other=0)
+    even += _number(words & 0xFFFF, DTYPE).to(tl.float32)
+    odd += _number((words >> 16) & 0xFFFF, DTYPE).to(tl.float32)
+    words = _bits(even, DTYPE) | (_bits(odd, DTYPE) << 16)
+    tl.store(place, words, mask=live[:, None] & inside[None, :])
+
+
+@triton.jit
+def grad_b(
+    gb, dy, s, starts, dy_row, g_slot,
+    COLUMNS: tl.constexpr, R: tl.constexpr,
+    ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+):
+    """gb += dy^T s; grid (columns / STEP, ranks / RANKS, slots)."""
+    slot = tl.program_id(2).to(tl.int64)
+    start, end = tl.load(starts + slot), tl.load(starts + slot + 1)
+    if start >= end:
+        return
+    column = tl.program_id(0) * STEP + tl.arange(0, STEP)
+    rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
+    inside, some = column < COLUMNS, rank < R
+    total = tl.zeros((STEP, RANKS), tl.float32)
+    for first in range(start, end, ROWS):
+        rows = (first + tl.arange(0, ROWS)).to(tl.int64)
+        live = rows < end
+        left = tl.load(dy + rows[:, None] * dy_row + column[None, :],
+                       mask=live[:, None] & inside[None, :], other=0.0)
+        right = tl.load(s + rows[:, None] * R + rank[None, :],
+                        mask=live[:, None] & some[None, :], other=0.0)
+        total = tl.dot(tl.trans(left), right, total)
+    place = gb + slot * g_slot + column[:, None] * R + rank[None, :]
+    there = inside[:, None] & some[None, :]
+    tl.store(place, tl.load(place, mask=there, other=0.0) + total, mask=there)
+
+
+@triton.jit(do_not_specialize=["module"])
+def grad_a(
+    ga, ds, x, starts, keys, thresholds, module, x_row, g_slot,
+    PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
+    ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+):
+    """ga += ds^T drop(x); grid (pairs / STEP, ranks / RANKS, slots)."""
+    slot = tl.program_id(2).to(tl.int64)
+    start, end = tl.load(starts + slot), tl.load(starts + slot + 1)
+    if start >= end:
+        return
+    pair = tl.program_id(0) * STEP + tl.arange(0, STEP)
+    rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
+    inside, some = pair < PAIRS, rank < R
+    if DROPS:
+        threshold = tl.load(thresholds + slot)
+    total_even = tl.zeros((RANKS, STEP), tl.float32)
+    total_odd = tl.zeros((RANKS, STEP), tl.float32)
+    for first in range(start, end, ROWS):
+        rows = (first + tl.arange(0, ROWS)).to(tl.int64)
+        live = rows < end
+        words = tl.load(x + rows[:, None] * x_row + pair[None, :],
+                        mask=live[:, None] & inside[None, :], other=0)
+        even, odd = words & 0xFFFF, (words >> 16) & 0xFFFF
+        if DROPS:
+            row_keys = _row_keys(keys, rows, live, module)
+            keep_even, keep_odd = _kept(row_keys, pair, threshold)
+            even, odd = tl.where(keep_even, even, 0), tl.where(keep_odd, odd, 0)
+        left = tl.trans(tl.load(ds + rows[:, None] * R + rank[None, :],
+                                mask=live[:, None] & some[None, :], other=0.0))
+        total_even = tl.dot(left, _number(even, DTYPE), total_even)
+        total_odd = tl.dot(left, _number(odd, DTYPE), total_odd)
+    place = ga + slot * g_slot + rank[:, None] * (2 * PAIRS) + 2 * pair[None, :]
+    there = some[:, None] & inside[None, :]
+    tl.store(place, tl.load(place, mask=there, other=0.0) + total_even, mask=there)
+    tl.store(place + 1, tl.load(place + 1, mask=there, other=0.0) + total_odd, mask=there)
+
+
+@triton.jit
+def losses(
+    logits, targets, weights, found, row_stride,
+    COLUMNS: tl.constexpr, SIZE: tl.constexpr, WRITES: tl.constexpr, DTYPE: tl.constexpr,
+):
+    """Each row's cross entropy; `WRITES` puts weight * its gradient in the logits' place."""
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * row_stride
+    target = tl.load(targets + row)
+    wanted = tl.load(logits + target).to(tl.float32)  # before anything is written
+    place = tl.arange(0, SIZE)
+    most = tl.full((SIZE,), -float("inf"), tl.float32)
+    total = tl.zeros((SIZE,), tl.float32)
+    for first in range(0, COLUMNS, SIZE):
+        column = first + place
+        value = tl.load(logits + column, mask=column < COLUMNS, other=-float("inf")).to(tl.float32)
+        larger = tl.maximum(most, value)
+        base = tl.where(larger == -float("inf"), 0.0, larger)
+        total = total * tl.exp(most - base) + tl.exp(value - base)
+        most = larger
+    largest = tl.max(most)
+    normal = largest + tl.log(tl.sum(total * tl.exp(most - largest)))
+    tl.store(found + row, normal - wanted)
+    if WRITES:
+        weight = tl.load(weights + row)
+        for first in range(0, COLUMNS, SIZE):
+            column = first + place
+            inside = column < COLUMNS
+            value = tl.load(logits + column, mask=inside, other=0.0).to(tl.float32)
+            share = tl.exp(value - normal) - tl.where(column == target, 1.0, 0.0)
+            tl.store(logits + column, (share * weight).to(DTYPE), mask=inside)
+
+
+@triton.jit
+def squares(g, partial, due, NUMEL, BLOCKS: tl.constexpr, SIZE: tl.constexpr):
+    """Sums of squares of each due row's parts, 0 of the others; grid (parts, rows)."""
+    part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    total = tl.zeros((SIZE,), tl.float32)
+    if tl.load(due + row) > 0:
+        for block in range(BLOCKS):
+            place = (part.to(tl.int64) * BLOCKS + block) * SIZE + tl.arange(0, SIZE)
+            value = tl.load(g + row * NUMEL + place, mask=place < NUMEL, other=0.0)
+            total += value * value
+    tl.store(partial + row * tl.num_programs(0) + part, tl.sum(total))
+
+
+@triton.jit
+def update(
+    p, g, m, v, compute, coefficients, epsilon, NUMEL,
+    COUNT: tl.constexpr, SIZE: tl.constexpr, DTYPE: tl.constexpr,
+):
+    """One step of the due rows by `optim.COEFFICIENTS`; their gradients become 0."""
+    row = tl.program_id(1).to(tl.int64)
+    own = coefficients + row * COUNT
+    if tl.load(own) == 0:  # not due
+        return
+    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    inside = place < NUMEL
+    place += row * NUMEL
+    clip = tl.load(own + 1)
+    # A row to be left alone has clip 0: nothing that is not finite may meet a coefficient.
+    gradient = tl.where(clip == 0, 0.0, tl.load(g + place, mask=inside, other=0.0) * clip)
+    tl.store(g + place, tl.zeros((SIZE,), tl.float32), mask=inside)
+    first = tl.load(m + place, mask=inside, other=0.0)
+    first += (gradient - first) * tl.load(own + 3)
+    second = tl.load(v + place, mask=inside, other=0.0) * tl.load(own + 4)
+    second += gradient * gradient * tl.load(own + 5)
+    tl.store(m + place, first, mask=inside)
+    tl.store(v + place, second, mask=inside)
+    new = tl.load(p + place, mask=inside, other=0.0) * tl.load(own + 2)
+    new += first / (tl.sqrt_rn(second) / tl.load(own + 6) + epsilon) * tl.load(own + 7)
+    new += gradient * tl.load(own + 8)
+    tl.store(p + place, new, mask=inside)
+    tl.store(compute + place, new.to(DTYPE), mask=inside)

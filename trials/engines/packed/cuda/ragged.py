@@ -1,0 +1,114 @@
+"""LoRA's products for tokens laid end to end, any number of each slot: Triton kernels, CUDA alone.
+
+No slot waits for another one's length, and a slot without tokens costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from trials.engines.packed.cuda import kernels
+
+TILE = 64  # tokens of a tile
+TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+# Tokens, and columns or pairs of columns, that one program holds at a time: the quickest of those
+# tried on an H200, at Llama's widths and r 16.
+DOWN = {"ROWS": 32, "STEP": 64, "num_warps": 4, "num_stages": 4}
+UP = {"ROWS": 32, "STEP": 128, "num_warps": 4, "num_stages": 1}
+BACK = {"ROWS": 64, "STEP": 128, "num_warps": 4, "num_stages": 4}
+ADD_INPUT = {"ROWS": 32, "STEP": 64, "num_warps": 4, "num_stages": 1}
+GRAD_A = {"ROWS": 128, "STEP": 32, "num_warps": 4, "num_stages": 2}
+GRAD_B = {"ROWS": 64, "STEP": 128, "num_warps": 4, "num_stages": 4}
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Where each slot's tokens are; rows that belong to no slot are left as they are."""
+
+    tokens: int  # all of them, those that belong to no slot included
+    tiles: Tensor  # int32 [tiles, 3]: slot, first token, tokens (0: an empty tile)
+    starts: Tensor  # int32 [slots + 1]: slot k has the tokens starts[k] .. starts[k + 1] - 1
+    scales: Tensor  # fp32 [slots]
+    keys: Tensor | None = None  # int32 [T] of keyed dropout; None: no slot drops anything
+    thresholds: Tensor | None = None  # int32 [slots]: dropout in 1/65536
+
+    def down(self, x: Tensor, a: Tensor, module: int) -> Tensor:
+        if len(x) != self.tokens:
+            raise ValueError(f"a layer of {len(x)} tokens in a clock of {self.tokens}")
+        r, pairs = a.shape[1], a.shape[2] // 2
+        s = x.new_empty(len(x), r)
+        ranks = _ranks(r)
+        kernels.down[self._grid(DOWN, r, ranks)](
+            _words(x), _words(a), s, self.tiles, self.scales, *self._drops(), _signed(module),
+            x.stride(0) // 2, a.stride(0) // 2, PAIRS=pairs, R=r, DROPS=self.keys is not None,
+            DTYPE=TYPES[x.dtype], RANKS=ranks,
+            PARTS=TILE // DOWN["ROWS"], **DOWN,
+        )
+        return s
+
+    def up(self, y: Tensor, s: Tensor, b: Tensor) -> None:
+        columns, r = b.shape[1:]
+        kernels.up[self._grid(UP, columns, UP["STEP"])](
+            y, s, b, self.tiles, y.stride(0), b.stride(0), COLUMNS=columns, R=r,
+            DTYPE=TYPES[y.dtype], RANKS=_ranks(r), PARTS=TILE // UP["ROWS"], **UP,
+        )
+
+    def back(self, dy: Tensor, b: Tensor) -> Tensor:
+        columns, r = b.shape[1:]
+        ds = dy.new_empty(len(dy), r)
+        ranks = _ranks(r)
+        kernels.back[self._grid(BACK, r, ranks)](
+            dy, b, ds, self.tiles, self.scales, dy.stride(0), b.stride(0), COLUMNS=columns, R=r,
+            DTYPE=TYPES[dy.dtype], RANKS=ranks,
+            PARTS=TILE // BACK["ROWS"], **BACK,
+        )
+        return ds
+
+    def add_gradients(
+        self, ga: Tensor, gb: Tensor, x: Tensor, s: Tensor, dy: Tensor, ds: Tensor, module: int
+    ) -> None:
+        columns, r = gb.shape[1:]
+        pairs, slots, ranks = ga.shape[2] // 2, len(self.starts) - 1, _ranks(r)
+        over = -(-r // ranks)
+        kernels.grad_b[(-(-columns // GRAD_B["STEP"]), over, slots)](
+            gb, dy, s, self.starts, dy.stride(0), gb.stride(0), COLUMNS=columns, R=r, RANKS=ranks,
+            **GRAD_B,
+        )
+        kernels.grad_a[(-(-pairs // GRAD_A["STEP"]), over, slots)](
+            ga, ds, _words(x), self.starts, *self._drops(), _signed(module), x.stride(0) // 2,
+            ga.stride(0), PAIRS=pairs, R=r, DROPS=self.keys is not None, DTYPE=TYPES[x.dtype],
+            RANKS=ranks, **GRAD_A,
+        )
+
+    def add_input(self, dx: Tensor, ds: Tensor, a: Tensor, module: int) -> None:
+        r, pairs = a.shape[1], a.shape[2] // 2
+        kernels.add_input[self._grid(ADD_INPUT, pairs, ADD_INPUT["STEP"])](
+            _words(dx), ds, _words(a), self.tiles, *self._drops(), _signed(module),
+            dx.stride(0) // 2, a.stride(0) // 2, PAIRS=pairs, R=r, DROPS=self.keys is not None,
+            DTYPE=TYPES[dx.dtype], RANKS=_ranks(r), PARTS=TILE // ADD_INPUT["ROWS"], **ADD_INPUT,
+        )
+
+    def _grid(self, shape: dict[str, int], size: int, step: int) -> tuple[int, int]:
+        return len(self.tiles) * (TILE // shape["ROWS"]), -(-size // step)
+
+    def _drops(self) -> tuple[Tensor, Tensor]:
+        if self.keys is None or self.thresholds is None:
+            return self.starts, self.starts  # never read
+        return self.keys, self.thresholds
+
+
+def _ranks(r: int) -> int:
+    return min(64, max(16, r))  # a tensor core takes no fewer
+
+
+def _words(tensor: Tensor) -> Any:
+    return tensor.view(torch.int32)
+
+
+def _signed(key: int) -> int:
+    return key - (1 << 32) if key >= 1 << 31 else key

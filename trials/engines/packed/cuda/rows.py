@@ -1,0 +1,51 @@
+"""Passes over whole rows as Triton kernels: of a bank, for the optimizer, and of logits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from trials.engines.packed.cuda import kernels
+from trials.engines.packed.cuda.ragged import TYPES
+from trials.training.optimizers import EPSILON
+
+if TYPE_CHECKING:
+    from trials.engines.packed.bank import Bank
+
+SIZE, BLOCKS = 1024, 16  # elements of a block, and blocks that one program of `norms` sums
+STEP = 4096  # elements that one program of `update` changes
+
+
+def losses(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Each row's cross entropy `[N]` in fp32.
+
+    With `weights` `[N]` the gradient of their weighted sum takes the place of the logits.
+    """
+    found = logits.new_empty(len(logits), dtype=torch.float32)
+    kernels.losses[(len(logits),)](
+        logits, targets, targets if weights is None else weights, found, logits.stride(0),
+        COLUMNS=logits.shape[1], SIZE=4096, WRITES=weights is not None, DTYPE=TYPES[logits.dtype],
+        num_warps=8,
+    )
+    return found
+
+
+def norms(bank: Bank, due: Tensor) -> Tensor:
+    """The gradient norms `[n]` of the rows where `due` is 1; 0 of the others."""
+    parts = -(-bank.numel // (SIZE * BLOCKS))
+    partial = bank.gradients.new_empty(len(due), parts)
+    kernels.squares[(parts, len(due))](
+        bank.gradients, partial, due, bank.numel, BLOCKS=BLOCKS, SIZE=SIZE, num_warps=4
+    )
+    return partial.sum(1).sqrt()
+
+
+def update(bank: Bank, coefficients: Tensor) -> None:
+    """One step of the due rows by `optim.COEFFICIENTS`, fp32 `[n, ...]`; their gradients are 0."""
+    n, count = coefficients.shape
+    kernels.update[(-(-bank.numel // STEP), n)](
+        *bank.rows, bank.compute, coefficients, EPSILON, bank.numel, COUNT=count, SIZE=STEP,
+        DTYPE=TYPES[bank.compute.dtype], num_warps=4,
+    )
