@@ -110,10 +110,10 @@ class _Silent(WSGIRequestHandler):
 
 
 def _guarded(app: Any) -> App:
-    """Refuses pages of other names that lead here; artifacts can neither run nor be misread."""
+    """Refuses other names that lead here, and pages of other sites; artifacts can neither run nor be misread."""
 
     def answer(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
-        if urlsplit(f"//{environ.get('HTTP_HOST', HOST)}").hostname not in NAMES:
+        if not _is_ours(environ):
             start("403 Forbidden", [("Content-Type", "text/plain")])
             return [f"This dashboard answers to http://{HOST} only.\n".encode()]
 
@@ -126,3 +126,10 @@ def _guarded(app: Any) -> App:
         return found
 
     return answer
+
+
+def _is_ours(environ: dict[str, Any]) -> bool:
+    """Whether this machine was asked by its name, and by no page of another site."""
+    asked = urlsplit(f"//{environ.get('HTTP_HOST', HOST)}").hostname
+    asker = urlsplit(environ.get("HTTP_ORIGIN", f"http://{HOST}")).hostname
+    return asked in NAMES and asker in NAMES

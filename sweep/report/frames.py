@@ -17,7 +17,7 @@ from sweep.report import rows
 from sweep.report.dimensions import Axis, axes
 from sweep.results import leaderboard
 from sweep.results.trials_csv import MEASURES
-from sweep.store import Store, StudyRecord, TrialRecord
+from sweep.store import ALIVE_S, Store, StudyRecord, TrialRecord
 from sweep.store.runs import Used, used_by
 from trials.contract import CurvePoint, Sample, Setup
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from sweep.report.importance import Importances
 
-ALIVE_S = 60.0  # a driver writes its seconds three times in that; a silent one may be dead
 BASE = -1  # the untouched base's trial number among the samples
 COPY = "copy"  # the worker of a trial that has another one's configuration and took its result
 

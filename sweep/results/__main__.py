@@ -29,14 +29,13 @@ from sweep.results.tables import Column, fit
 from sweep.results.trials_csv import TrialsCsv
 from sweep.results.wording import amount, clean, plural
 from sweep.secrets import masked
-from sweep.store import Store, StudyRecord, TrialRecord
+from sweep.store import ALIVE_S, Store, StudyRecord, TrialRecord
 from sweep.store.runs import HOUR, Used, used_by
 from sweep.streams import Steady, tell
 from trials.contract import InputError
 
 TOP = 20
 BEST = -1  # in the place of a trial's number
-ALIVE_S = 60.0  # a driver writes its seconds three times in that; a silent one may be dead
 PLAIN_WIDTH = 120  # cells, where there is no terminal to ask
 
 

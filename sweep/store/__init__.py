@@ -35,6 +35,7 @@ from trials.contract import (
 )
 
 RUNNING = "running"
+ALIVE_S = 60.0  # a driver writes its seconds three times in that; a silent one may be dead
 
 
 class NothingThere(InputError):

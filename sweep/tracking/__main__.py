@@ -21,14 +21,13 @@ from typing import Any
 from sweep.names import unknown
 from sweep.results.wording import clean
 from sweep.secrets import masked
-from sweep.store import Store, StudyRecord
+from sweep.store import ALIVE_S, Store, StudyRecord
 from sweep.streams import tell
 from sweep.tracking import NAMES
 from sweep.tracking.process import Events, follow
 from sweep.tracking.wandb.server import base_url, key_known
 from trials.contract import InputError
 
-ALIVE_S = 60.0  # a driver writes its seconds three times in that
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -92,11 +92,11 @@ def test_hostile_texts_do_nothing(chromium: Any, tmp_path: Path) -> None:
     with served(config) as client:
         for path, there in (
             ("note", ["What is searched"]),
-            ("trials?numbers=0,1", ["Trial 0", "Trial 1", "Replay it alone"]),
+            ("trials?numbers=0,1", ["Replay it alone", "Replay it alone"]),
         ):
             page, said = opened(chromium, client, f"/studies/1/{path}")
-            for text in there:
-                page.get_by_text(text).last.wait_for()
+            for place, text in enumerate(there):
+                page.get_by_text(text).nth(place).wait_for()
             assert said == []
             strange = "img[src*='evil'], img[src='x'], a[href*='evil'], a[href^='javascript']"
             assert page.locator(strange).count() == 0

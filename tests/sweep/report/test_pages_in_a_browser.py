@@ -31,6 +31,13 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_reports(["study"], url, folder)[0]
 
 
+@pytest.fixture(scope="module")
+def desktop(chromium: Any, usual: Path) -> Iterator[Opened]:
+    """The report as it is first seen; each test leaves it quiet."""
+    with Opened(chromium, usual, color_scheme="light") as opened:
+        yield opened
+
+
 class Opened:
     """A page in a context of its own, with all that it complained of or asked for."""
 
@@ -71,42 +78,46 @@ def _drawn(page: Any) -> list[str]:
 HAVING = ".filter(f => f.querySelector('.main-svg, .parcoords'))"
 
 
-def test_every_figure_is_drawn_without_a_word_and_the_theme_follows(
-    chromium: Any, usual: Path
-) -> None:
+def test_every_figure_is_drawn_without_a_word(desktop: Opened) -> None:
+    assert sorted(_drawn(desktop.page)) == sorted(FIGURES)
+    assert desktop.fits()
+    assert desktop.said == []
+
+
+def test_axes_can_be_brushed(desktop: Opened) -> None:
+    page, figure = desktop.page, desktop.page.locator("#figure-parallel_coordinates")
+    figure.scroll_into_view_if_needed()
+    before = figure.screenshot()
+    axis = figure.locator(".axis-brush .background").nth(1).bounding_box()
+    middle = axis["x"] + axis["width"] / 2
+    page.mouse.move(middle, axis["y"] + axis["height"] * 0.75)
+    page.mouse.down()
+    page.mouse.move(middle, axis["y"] + axis["height"] * 0.3, steps=8)
+    page.mouse.up()
+    page.wait_for_function("document.querySelector('#figure-parallel_coordinates')"
+                           ".data[0].dimensions[1].constraintrange")  # fmt: skip
+    kept = figure.evaluate("element => element.data[0].dimensions[1].constraintrange")
+    assert len(kept) == 2 and -5 < kept[0] < kept[1] < -2
+    assert figure.screenshot() != before
+    assert desktop.said == []
+
+
+def test_tables_can_be_sorted(desktop: Opened) -> None:
+    table = desktop.page.locator("#leaderboard table").first
+    table.locator("th", has_text="trial").click()
+    numbers = [int(text) for text in table.locator("tbody td:nth-child(2)").all_inner_texts()]
+    assert numbers == sorted(numbers) and len(numbers) == 20
+    assert desktop.said == []
+
+
+def test_the_theme_is_followed(desktop: Opened) -> None:
     colour = "document.querySelector('#figure-cost').layout.template.layout.font.color"
-    with Opened(chromium, usual, color_scheme="light") as opened:
-        assert sorted(_drawn(opened.page)) == sorted(FIGURES)
-        assert opened.fits()
-        light = opened.page.evaluate(colour)
-        opened.page.emulate_media(color_scheme="dark")
-        opened.page.wait_for_function(f"{colour} !== '{light}'")
-        paper = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert paper == "rgb(18, 21, 27)"
-        assert opened.said == []
-
-
-def test_axes_can_be_brushed_and_tables_sorted(chromium: Any, usual: Path) -> None:
-    with Opened(chromium, usual) as opened:
-        page, figure = opened.page, opened.page.locator("#figure-parallel_coordinates")
-        figure.scroll_into_view_if_needed()
-        before = figure.screenshot()
-        axis = figure.locator(".axis-brush .background").nth(1).bounding_box()
-        middle = axis["x"] + axis["width"] / 2
-        page.mouse.move(middle, axis["y"] + axis["height"] * 0.75)
-        page.mouse.down()
-        page.mouse.move(middle, axis["y"] + axis["height"] * 0.3, steps=8)
-        page.mouse.up()
-        page.wait_for_function("document.querySelector('#figure-parallel_coordinates')"
-                               ".data[0].dimensions[1].constraintrange")  # fmt: skip
-        kept = figure.evaluate("element => element.data[0].dimensions[1].constraintrange")
-        assert len(kept) == 2 and -5 < kept[0] < kept[1] < -2
-        assert figure.screenshot() != before
-        table = page.locator("#leaderboard table").first
-        table.locator("th", has_text="trial").click()
-        numbers = [int(text) for text in table.locator("tbody td:nth-child(2)").all_inner_texts()]
-        assert numbers == sorted(numbers) and len(numbers) == 20
-        assert opened.said == []
+    light = desktop.page.evaluate(colour)
+    desktop.page.emulate_media(color_scheme="dark")
+    desktop.page.wait_for_function(f"{colour} !== '{light}'")
+    paper = desktop.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(18, 21, 27)"
+    assert desktop.said == []
 
 
 def test_on_a_phone_panels_stand_below_each_other(chromium: Any, usual: Path) -> None:

@@ -55,10 +55,7 @@ class PackedEngine:
         self.idle_fraction: float | None = None  # of the device in the last run, where it is known
         self._dtype = DTYPES[base.config.dtype]
         self._skeleton = Skeleton(base.model)
-        self._evaluation = PackedEvaluation(
-            Corpus(data.eval, pad), base.device, ragged=size.ragged,
-            tokens=evaluation_limit(base).tokens or 1,
-        )
+        self._examples = Corpus(data.eval, pad)  # of the evaluation
 
     @property
     def fixed_bytes(self) -> int:
@@ -69,8 +66,12 @@ class PackedEngine:
 
     def run(self, driver: Driver) -> None:
         """Trains what the driver hands out until it has nothing more and all slots are free."""
+        base, size = self.shared.base, self.size
+        tokens = min(evaluation_limit(base).tokens or 1, size.tokens)
+        evaluation = PackedEvaluation(
+            self._examples, base.device, tokens=tokens, ragged=size.ragged)
         with self.slots() as slots:
-            shift = Shift(slots, self._evaluation, driver, self.size)
+            shift = Shift(slots, evaluation, driver, size)
             shift.work()
             self.idle_fraction = shift.idle.fraction
 

@@ -352,7 +352,8 @@ def test_preparing_says_the_capacity_and_what_trl_says(tiny: Tiny) -> None:
     other = trl(tiny).setup
     assert other is not None
     assert setup.baseline_loss == other.baseline_loss
-    assert replace(setup, capacity=1) == other
+    assert setup.engine == EngineConfig(name="packed", options={"capacity": 5})
+    assert replace(setup, capacity=1, engine=other.engine) == other
     assert prepared(tiny)[0].size.slots > 1
 
 

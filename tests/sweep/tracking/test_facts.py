@@ -1,4 +1,4 @@
-"""A trial goes on while a tracker reads it: whatever comes in between is shown, once."""
+"""What trackers read of a trial: every tick once, also while it goes on, and honest rates."""
 
 from __future__ import annotations
 
@@ -70,5 +70,21 @@ def test_a_tick_that_comes_while_one_reads_is_not_lost(tmp_path: Path) -> None:
     assert list(told) == [TICK * tick for tick in range(1, 6)]
     assert [r.examples for r in run.rows] == list(range(8, 5 * TICK + 1, 8))
     assert all("train_loss" in row.values for row in run.rows)
+    store.close()
+    driver.close()
+
+
+def test_rates_are_per_second_of_training_alone(tmp_path: Path) -> None:
+    config = sweeping.sweep_config(tmp_path)
+    driver, link = ready(config)
+    trial = link.next_trial()
+    assert isinstance(trial, TrialConfig)
+    link.finish(TrialResult(trial=0, attempt=0, outcome=Outcome.COMPLETE, eval_loss=1.5, ticks=5,
+                            tokens=700, seconds=10.0, eval_seconds=1.0, sample_seconds=2.0))
+    store = Store(config.storage)
+    [row] = store.studies()
+    study = Study(record=row, setup=store.setup(row.uuid), folder=tmp_path, options={})
+    summary = read_trial(store, study, 0).summary()
+    assert (summary["tokens_per_s"], summary["sample_seconds"]) == (100.0, 2.0)
     store.close()
     driver.close()
