@@ -10,7 +10,8 @@ from sweep.store import Store, StudyRecord
 PREFIX = "sweep_"  # before the ids of our graphs
 DRAWN = f"dashboard:plot_data:{PREFIX}learning_curves:0"  # is there once they have been drawn
 HEIGHT = 440  # pixels; the dashboard's cards have no more
-MARGIN = {"l": 40, "r": 40, "t": 110, "b": 40}
+MARGIN = {"l": 40, "r": 40, "t": 60, "b": 40}
+LEGEND = {"y": -0.22, "yanchor": "top"}  # below: a narrow card needs many lines for it
 TITLES = {
     "importance": "What mattered, over all trials",
     "parallel_coordinates": "All trials, pruned ones dimmed",
@@ -37,6 +38,6 @@ def save_graphs(store: Store, row: StudyRecord, storage: RDBStorage) -> None:
         except Missing:
             continue
         title = {"text": TITLES.get(name, name), "x": 0.02, "y": 0.97, "yanchor": "top"}
-        figure.update_layout(title=title, height=HEIGHT, margin=MARGIN)
+        figure.update_layout(title=title, height=HEIGHT, margin=MARGIN, legend=LEGEND)
         figure.update_traces(selector={"type": "parcoords"}, tickfont={"shadow": "none"})
         save_plotly_graph_object(study, figure, graph_object_id=f"{PREFIX}{name}")

@@ -66,7 +66,9 @@ def _frame(measured: Points, trained: Points, marks: Sequence[int]) -> Frame:
     low = min([*seen, *(y for _, y in trained)])
     high = max(seen)  # a wild training step must not flatten the rest
     spread = (high - low) or abs(high) or 1.0
-    return Frame(float(max(marks, default=1)), low - 0.05 * spread, high + 0.05 * spread)
+    floor = low - 0.05 * spread
+    bottom = max(floor, 0.0) if low >= 0 else floor
+    return Frame(float(max(marks, default=1)), bottom, high + 0.05 * spread)
 
 
 def _title(record: TrialRecord) -> str:

@@ -110,7 +110,7 @@ class _Silent(WSGIRequestHandler):
 
 
 def _guarded(app: Any) -> App:
-    """Refuses other names that lead here, and pages of other sites; artifacts can neither run nor be misread."""
+    """Refuses other names that lead here, other sites too; artifacts can neither run nor lie."""
 
     def answer(environ: dict[str, Any], start: Start) -> Iterable[bytes]:
         if not _is_ours(environ):

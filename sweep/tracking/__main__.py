@@ -29,7 +29,6 @@ from sweep.tracking.wandb.server import base_url, key_known
 from trials.contract import InputError
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0, 1 where not everything has arrived, or 2 for a wrong input."""
     asked = _parser().parse_args(argv)

@@ -203,8 +203,8 @@ def _csv(config: SweepConfig) -> list[dict[str, str]]:
 def _drawn(figure: dict[str, Any]) -> dict[int, dict[int, float]]:
     """The curves of the figure, each without the untouched base at its start."""
     found: dict[int, dict[int, float]] = {}
-    lines = [trace for trace in figure["data"] if trace.get("mode") == "lines"]
-    for trace in lines:
+    numbered = [trace for trace in figure["data"] if "customdata" in trace]  # all evaluations
+    for trace in numbered:
         for number, tick, loss in zip(trace["customdata"], trace["x"], trace["y"], strict=True):
             if number is not None and tick and loss is not None:
                 found.setdefault(number, {})[tick] = loss

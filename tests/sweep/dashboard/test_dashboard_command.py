@@ -52,8 +52,8 @@ def started(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], 
         process.communicate()
 
 
-def status(address: str, host: str | None = None) -> int:
-    asked = urllib.request.Request(address, headers={"Host": host} if host else {})
+def status(address: str, **headers: str) -> int:
+    asked = urllib.request.Request(address, headers=headers)
     try:
         with urllib.request.urlopen(asked, timeout=60) as answer:
             return int(answer.status)
@@ -68,9 +68,12 @@ def test_it_prints_its_address_and_answers_this_machine_alone(config: SweepConfi
         assert match is not None
         port = match[1]
         assert status(address) == status(f"http://127.0.0.1:{port}/api/studies/1") == 200
-        assert status(address, host=f"localhost:{port}") == 200
-        assert status(address, host="evil.example") == 403
-        assert status(address, host=f"evil.example:{port}") == 403
+        assert status(address, Host=f"localhost:{port}") == 200
+        assert status(address, Host="evil.example") == 403
+        assert status(address, Host=f"evil.example:{port}") == 403
+        assert status(address, Origin=f"http://localhost:{port}") == 200
+        for site in ("http://evil.example", "null"):
+            assert status(address, Origin=site) == 403
         others = [a[4][0] for a in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
         for other in {str(o) for o in others} - {"127.0.0.1"}:
             with pytest.raises(OSError):
