@@ -24,6 +24,9 @@ TAIL_LINES = 15  # of a log, in a message
 LEAVE_S = 10.0  # for a process whose pipe is closed to end by itself
 WORK_S = 0.5  # of CPU time: what is stuck uses none, a slow download some
 VMSTAT = Path("/proc/vmstat")
+# How long a thread of OpenMP's looks out for work before it sleeps. By itself it hardly ever does,
+# and beside other busy processes a trial then takes several times as long.
+SPIN = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "30000"}
 
 
 class WorkerProcess:
@@ -156,6 +159,6 @@ def _start(
             stdout=output,
             stderr=output,
             start_new_session=True,  # Ctrl-C reaches the driver only
-            env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
+            env={**SPIN, **os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
         )
     return process, Connection(ours.detach())
