@@ -34,10 +34,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return made_in(tmp_path_factory.mktemp("tiny"), quantisation="none")
 
 
-def trl(tiny: Tiny, *trials: TrialConfig) -> Recorder:
+def trl(tiny: Tiny, *trials: TrialConfig, **assigned: Any) -> Recorder:
     """The same trials through the TRL engine."""
     driver = Recorder(list(trials))
-    work(tiny.assignment(target_modules=TARGETS, optimizers=("adamw", "sgd")), driver)
+    given = {"target_modules": TARGETS, "optimizers": ("adamw", "sgd"), **assigned}
+    work(tiny.assignment(**given), driver)
     return driver
 
 
@@ -420,3 +421,31 @@ def test_interrupted_trials_go_on_from_their_last_tick(
         steps = [point.examples for r in again.reports if r.trial == k and not r.again
                  for point in r.history]
         assert min(steps) > 64  # trained again from the second tick alone
+
+
+@pytest.mark.parametrize("at_ticks", [False, True])
+def test_slots_write_their_samples_together(tiny: Tiny, at_ticks: bool) -> None:
+    from trials.engines.trl import TrlEngine
+
+    trials = [tiny.trial(k, seed=k, lora={"r": 3 + k}) for k in range(3)]
+    assigned = assignment(tiny, samples=2, samples_at_ticks=at_ticks)
+    driver = Recorder(list(trials))
+    engine, driver.setup = prepare(assigned, driver)
+    calls: list[int] = []
+    plain = TrlEngine.samples
+
+    def counted(self: TrlEngine, slots: int = 1) -> Any:
+        calls.append(slots)
+        return plain(self, slots)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrlEngine, "samples", counted)
+        engine.run(driver)
+    assert calls == ([3, 3] if at_ticks else [3])  # one batch for all slots of a clock
+    for report in driver.reports:
+        assert len(report.samples) == (2 if at_ticks else 0)
+    other = trl(tiny, *trials, samples=2)
+    for result in driver.results:
+        assert len(result.samples) == 2 and result.sample_seconds > 0
+        [same] = [r for r in other.results if r.trial == result.trial]
+        assert result.samples == same.samples
