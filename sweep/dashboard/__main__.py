@@ -14,32 +14,19 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from sweep.dashboard.files import FOLDER
 from sweep.names import unknown
-from sweep.results.wording import clean
-from sweep.secrets import masked
+from sweep.reading import add_source, read
 from sweep.store import Store, StudyRecord
-from sweep.streams import tell
 from trials.contract import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0 after Ctrl-C, or 2 where there is nothing to show."""
-    asked = _parser().parse_args(argv)
-    url = asked.storage or f"sqlite:///{Path(asked.results_dir) / 'sweep.db'}"
     try:
-        _serve(asked, url)
-    except InputError as error:
-        tell(clean(masked(str(error)), lines=True))
-        return 2
-    except SQLAlchemyError as error:
-        tell(clean(f"storage={masked(url)} cannot be read: {masked(str(error))}"))
-        return 2
-    except KeyboardInterrupt:
-        pass
-    return 0
+        return read(_parser().parse_args(argv), _serve)
+    except KeyboardInterrupt:  # the way to end it
+        return 0
 
 
 def _serve(asked: argparse.Namespace, url: str) -> None:
@@ -74,8 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Starts Optuna's dashboard on 127.0.0.1, also while a sweep runs.",
     )
     parser.add_argument("study", nargs="?", help="the study to begin with; default: a list of all")
-    parser.add_argument("--storage", help="a database URL; default: sweep.db in the results folder")
-    parser.add_argument("--results-dir", default="results", help="default: results")
+    add_source(parser)
     parser.add_argument("--port", type=int, help="default: 8080, or one that is free")
     parser.add_argument("--open", action="store_true", help="opens the browser")
     return parser

@@ -12,32 +12,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy.exc import SQLAlchemyError
-
+from sweep.reading import add_source, read
 from sweep.report.studies import write_reports
-from sweep.results.wording import clean, here, size
-from sweep.secrets import masked
-from sweep.streams import tell
+from sweep.results.wording import here, size
 from trials.contract import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 2 where there is nothing to report."""
-    asked = _parser().parse_args(argv)
-    url = asked.storage or f"sqlite:///{Path(asked.results_dir) / 'sweep.db'}"
+    return read(_parser().parse_args(argv), _write)
+
+
+def _write(asked: argparse.Namespace, url: str) -> None:
     try:
         for written in write_reports(asked.study, url, Path(asked.results_dir), asked.output):
             print(f"{here(written)}  ({size(written.stat().st_size)})", flush=True)
-    except InputError as error:
-        tell(clean(masked(str(error)), lines=True))
-        return 2
-    except SQLAlchemyError as error:
-        tell(clean(f"storage={masked(url)} cannot be read: {masked(str(error))}"))
-        return 2
     except OSError as error:
-        tell(clean(f"The report cannot be written: {error}. Type --output <a file>."))
-        return 2
-    return 0
+        said = f"The report cannot be written: {error}. Type --output <a file>."
+        raise InputError(said) from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -46,8 +38,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Writes the report of a study as one HTML file, also while it runs.",
     )
     parser.add_argument("study", nargs="*", help="its name, or several to see side by side")
-    parser.add_argument("--storage", help="a database URL; default: sweep.db in the results folder")
-    parser.add_argument("--results-dir", default="results", help="default: results")
+    add_source(parser)
     parser.add_argument("--output", type=Path, help="the file; default: the study's report.html")
     return parser
 

@@ -21,9 +21,9 @@ from typing import IO, cast
 
 from rich.console import Console
 from rich.text import Text
-from sqlalchemy.exc import SQLAlchemyError
 
 from sweep.names import unknown
+from sweep.reading import add_source, read
 from sweep.results import leaderboard, samples, summary, wording
 from sweep.results.tables import Column, fit
 from sweep.results.trials_csv import TrialsCsv
@@ -31,7 +31,7 @@ from sweep.results.wording import amount, clean, plural
 from sweep.secrets import masked
 from sweep.store import ALIVE_S, Store, StudyRecord, TrialRecord
 from sweep.store.runs import HOUR, Used, used_by
-from sweep.streams import Steady, tell
+from sweep.streams import Steady
 from trials.contract import InputError
 
 TOP = 20
@@ -41,17 +41,7 @@ PLAIN_WIDTH = 120  # cells, where there is no terminal to ask
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0, or 2 where there is nothing to show."""
-    asked = _parser().parse_args(argv)
-    url = asked.storage or f"sqlite:///{Path(asked.results_dir) / 'sweep.db'}"
-    try:
-        _show(asked, url)
-    except InputError as error:
-        tell(clean(masked(str(error)), lines=True))
-        return 2
-    except SQLAlchemyError as error:
-        tell(clean(f"storage={masked(url)} cannot be read: {masked(str(error))}"))
-        return 2
-    return 0
+    return read(_parser().parse_args(argv), _show)
 
 
 def _show(asked: argparse.Namespace, url: str) -> None:
@@ -189,8 +179,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Prints the leaderboard of a study, also while it runs.",
     )
     parser.add_argument("study", nargs="?", help="its name; not needed if there is one only")
-    parser.add_argument("--storage", help="a database URL; default: sweep.db in the results folder")
-    parser.add_argument("--results-dir", default="results", help="default: results")
+    add_source(parser)
     parser.add_argument("--top", type=int, default=TOP, help=f"rows, 0 for all; default: {TOP}")
     parser.add_argument("--csv", action="store_true", help="all trials as CSV instead")
     parser.add_argument(

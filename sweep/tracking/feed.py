@@ -78,7 +78,7 @@ class Feed:
         try:
             self._process.wait(GRACE_S)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            pass
+            pass  # then without asking
         _signal_group(self._process, signal.SIGKILL)  # what it left behind, too
         self._process.wait(GRACE_S)
         self._join()
@@ -161,4 +161,4 @@ def _signal_group(process: subprocess.Popen[bytes], which: signal.Signals) -> No
     try:
         os.killpg(process.pid, which)
     except (ProcessLookupError, PermissionError):
-        pass
+        pass  # it is gone, and its number may be somebody else's

@@ -145,7 +145,7 @@ class Following:
     def _try(self, step: Callable[[], None]) -> None:
         try:
             step()
-        except RunLost:
+        except RunLost:  # told already; the next look begins the run again
             pass
         except Exception as error:
             said = in_short(error)
