@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
+
+from trials.dropout import module_key
 
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)  # widths; wider ones are multiples of the last
 Shapes = Mapping[str, tuple[int, int]]  # module path -> d_in, d_out
@@ -23,8 +26,10 @@ Factors = Mapping[str, tuple[Tensor, Tensor]]  # module path -> A [r, d_in], B [
 class Views:
     """A flat `[n, P]` tensor as modules see it: `a[m]` `[n, r, d_in]`, `b[m]` `[n, d_out, r]`."""
 
+    flat: Tensor
     a: tuple[Tensor, ...]
     b: tuple[Tensor, ...]
+    index: Tensor  # int64 [modules, 2]: where each a begins in a row, the key of its dropout
 
     @property
     def slots(self) -> int:
@@ -40,7 +45,10 @@ class Bank:
         compute: torch.dtype = torch.float32, dtype: torch.dtype = torch.float32,
     ) -> None:
         self.shapes, self.slots, self.r = dict(shapes), slots, width(r)
-        self.numel = sum(self.r * (d_in + d_out) for d_in, d_out in shapes.values())
+        sizes = [self.r * (d_in + d_out) for d_in, d_out in shapes.values()]
+        self.numel = sum(sizes)
+        index = zip(accumulate(sizes, initial=0), map(module_key, shapes), strict=False)
+        self._index = torch.tensor(list(index), device=device)
         self.parameters, self.gradients, self.first, self.second = (
             torch.zeros(slots, self.numel, dtype=dtype, device=device) for _ in range(4)
         )
@@ -157,7 +165,7 @@ class Bank:
             a.append(flat[:, start:middle].view(-1, self.r, d_in))
             b.append(flat[:, middle:end].view(-1, d_out, self.r))
             start = end
-        return Views(tuple(a), tuple(b))
+        return Views(flat, tuple(a), tuple(b), self._index)
 
 
 def shapes_of(layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:

@@ -29,11 +29,11 @@ from trials.engines.packed.forward import Forward
 from trials.engines.packed.fused import fused
 from trials.engines.packed.initial import Skeleton
 from trials.engines.packed.later import Idle
-from trials.engines.packed.layers import packed_layers
+from trials.engines.packed.layers import grouped, packed_layers
 from trials.engines.packed.replay import Replays
 from trials.engines.packed.seat import Seat
 from trials.engines.packed.shapes import PaddedShapes, RaggedShapes, Shapes
-from trials.engines.packed.size import Size
+from trials.engines.packed.size import Size, Wanted
 from trials.engines.packed.slots import Slots
 from trials.engines.trl import TrlEngine
 from trials.quiet import quiet
@@ -51,9 +51,11 @@ class PackedEngine:
         base, data = shared.base, shared.data
         pad = int(base.tokenizer.pad_token_id)
         self.corpus = Corpus(data.train, pad)
-        self.forward = Forward(base)
+        wanted = Wanted.of(shared.assignment.engine)
+        self.forward = Forward(base, wanted.memory_fraction)
         self.idle_fraction: float | None = None  # of the device in the last run, where it is known
         self._dtype = DTYPES[base.config.dtype]
+        self._groups = grouped(base.model, layers)
         self._skeleton = Skeleton(base.model)
         self._examples = Corpus(data.eval, pad)  # of the evaluation
 
@@ -83,7 +85,7 @@ class PackedEngine:
         with ExitStack() as stack:
             stack.enter_context(quiet())
             pack = stack.enter_context(
-                packed_layers(self.layers, dtype=self._dtype, resident=size.resident)
+                packed_layers(self._groups, dtype=self._dtype, resident=size.resident)
             )
             if size.compiled:
                 stack.enter_context(fused(base.model))

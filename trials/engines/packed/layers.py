@@ -1,4 +1,4 @@
-"""The base's linear layers, each computing for a whole pack: one base product, LoRA on top of it.
+"""The base's linear layers computing for a whole pack: one base product each, LoRA on top of it.
 
 For the tokens X_k of slot k, with s_k = alpha/r (alpha/sqrt(r) for rsLoRA) over 1 - p:
 
@@ -6,15 +6,18 @@ For the tokens X_k of slot k, with s_k = alpha/r (alpha/sqrt(r) for rsLoRA) over
     dS_k = s_k dY_k B_k                   dX_k = dY_k W + mask * (dS_k A_k)
     dA_k += dS_k^T (mask * X_k)           dB_k += dY_k^T S_k
 
-Gradients are added to the bank's rows where they are made; autograd sees none of the adapters. The
-dropout mask is drawn again from its keys where it is needed, and W, which is frozen, is read only.
+Layers that are given the same X (queries, keys and values, for one) compute together: X is read and
+dX made once. Gradients are added to the bank's rows where they are made; autograd sees none of the
+adapters. The dropout mask is drawn again from its keys where it is needed; W is frozen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from torch.nn.functional import linear
 
 from trials.dropout import module_key
 from trials.engines.packed.bank import Views
-from trials.engines.packed.products import Products
+from trials.engines.packed.products import Group, Products
 from trials.engines.packed.refusals import Refused
 
 
@@ -42,6 +45,8 @@ class Pack:
 
     flight: Flight | None
     anchor: Tensor  # requires a gradient, so that a backward reaches the first layers
+    # By group: its input, and the outputs that no layer has been asked for yet, by place there.
+    waiting: dict[PackedGroup, tuple[Tensor, dict[int, Tensor]]] = field(default_factory=dict)
 
     @contextmanager
     def flying(self, flight: Flight) -> Iterator[None]:
@@ -51,6 +56,7 @@ class Pack:
             yield
         finally:
             self.flight = None
+            self.waiting.clear()
 
 
 class Frozen:
@@ -77,75 +83,115 @@ class Frozen:
         return weight.to(self._dtype)  # type: ignore[no-any-return]
 
 
-class PackedLayer:
-    """One linear layer's forward for a pack."""
+class PackedGroup:
+    """Linear layers that are given the same input: the first to be called computes for all."""
 
-    def __init__(self, name: str, place: int, module: nn.Module, frozen: Frozen, pack: Pack):
-        self.key, self.place, self.frozen, self.pack = module_key(name), place, frozen, pack
-        self.plain = module.forward
+    def __init__(self, first: int, modules: Mapping[str, nn.Module], frozen: Sequence[Frozen],
+                 pack: Pack) -> None:
+        self.group = Group(first, tuple(map(module_key, modules)))
+        self.frozen, self.pack = frozen, pack
+        self._plain = [module.forward for module in modules.values()]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` is `[rows, tokens, d_in]`; without a flight the base's own result."""
+    def forward(self, k: int, x: Tensor) -> Tensor:
+        """The k-th layer's; `x` is `[rows, tokens, d_in]`. Without a flight the base's own."""
         flight = self.pack.flight
         if flight is None:
-            return self.plain(x)  # type: ignore[no-any-return]
+            return self._plain[k](x)  # type: ignore[no-any-return]
+        given, outputs = self.pack.waiting.get(self, (None, {}))
+        if given is not x or k not in outputs:
+            outputs = dict(enumerate(self._outputs(x, flight)))
+            self.pack.waiting[self] = x, outputs
+        y = outputs.pop(k)
+        if not outputs:
+            del self.pack.waiting[self]
+        return y
+
+    def _outputs(self, x: Tensor, flight: Flight) -> list[Tensor]:
         tokens = x.reshape(-1, x.shape[-1])
         if flight.gradients is None:
-            y, _ = self.product(tokens, flight)
+            ys, _ = self.products(tokens, flight)
         else:
-            y = _PackedLinear.apply(tokens, self.pack.anchor, self, flight)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:-1], -1).to(x.dtype)
+            ys = _PackedLinears.apply(tokens, self.pack.anchor, self, flight)  # type: ignore[no-untyped-call]
+        return [y.view(*x.shape[:-1], -1).to(x.dtype) for y in ys]
 
-    def product(self, x: Tensor, flight: Flight) -> tuple[Tensor, Tensor]:
-        """Y and S for the tokens `[T, d_in]`."""
-        weight = self.frozen.dense()
-        x = x.to(weight.dtype)
-        s = flight.products.down(x, flight.weights.a[self.place], self.key)
-        y = linear(x, weight, self.frozen.bias)
-        flight.products.up(y, s, flight.weights.b[self.place])
-        return y, s
+    def products(self, x: Tensor, flight: Flight) -> tuple[list[Tensor], Tensor]:
+        """The layers' Y, and all S, for the tokens `[T, d_in]`."""
+        x = x.to(flight.weights.flat.dtype)
+        s = flight.products.down(x, flight.weights, self.group)
+        ys = [linear(x, frozen.dense(), frozen.bias) for frozen in self.frozen]
+        flight.products.up(ys, s, flight.weights, self.group)
+        return ys, s
 
 
-class _PackedLinear(torch.autograd.Function):
+class _PackedLinears(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, layer: PackedLayer, flight: Flight) -> Tensor:
-        y, s = layer.product(x, flight)
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor, layers: PackedGroup, flight: Flight
+    ) -> tuple[Tensor, ...]:
+        ys, s = layers.products(x, flight)
         ctx.save_for_backward(x, s)
-        ctx.layer, ctx.flight = layer, flight
-        return y
+        ctx.layers, ctx.flight = layers, flight
+        return tuple(ys)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
-        layer, flight = ctx.layer, ctx.flight
+        layers, flight, group = ctx.layers, ctx.flight, ctx.layers.group
+        products, weights = flight.products, flight.weights
         x, s = ctx.saved_tensors
-        products, place, key = flight.products, layer.place, layer.key
-        dy = gradients[0].to(s.dtype).contiguous()
-        ds = products.back(dy, flight.weights.b[place])
-        products.add_gradients(
-            flight.gradients.a[place], flight.gradients.b[place], x.to(s.dtype), s, dy, ds, key
-        )
+        dys = [dy.to(s.dtype).contiguous() for dy in gradients]
+        ds = products.back(dys, weights, group)
+        products.add_gradients(flight.gradients, x.to(s.dtype), s, dys, ds, group)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
-        dx = dy @ layer.frozen.dense()
-        products.add_input(dx, ds, flight.weights.a[place], key)
+        dx = dys[0] @ layers.frozen[0].dense()
+        for dy, frozen in zip(dys[1:], layers.frozen[1:], strict=True):
+            dx.addmm_(dy, frozen.dense())
+        products.add_input(dx, ds, weights, group)
         return dx.to(x.dtype), None, None, None
 
 
 @contextmanager
 def packed_layers(
-    targets: Mapping[str, nn.Module], *, dtype: torch.dtype, resident: bool
+    groups: Sequence[Mapping[str, nn.Module]], *, dtype: torch.dtype, resident: bool
 ) -> Iterator[Pack]:
-    """The layers (by their paths in the base) computing for packs, as they were when left."""
-    anchor = torch.zeros((), requires_grad=True)
-    pack = Pack(None, anchor)
+    """The layers (by their paths in the base) computing for packs, as they were when left.
+
+    `groups` are those of `grouped`, in the bank's order.
+    """
+    pack = Pack(None, torch.zeros((), requires_grad=True))
+    first = 0
     try:
-        for place, (name, module) in enumerate(targets.items()):
-            layer = PackedLayer(name, place, module, Frozen(module, dtype, resident), pack)
-            module.forward = layer.forward
+        for modules in groups:
+            frozen = [Frozen(module, dtype, resident) for module in modules.values()]
+            layers = PackedGroup(first, modules, frozen, pack)
+            for k, module in enumerate(modules.values()):
+                module.forward = partial(layers.forward, k)
+            first += len(modules)
         yield pack
     finally:
-        for module in targets.values():
+        for module in chain.from_iterable(modules.values() for modules in groups):
             vars(module).pop("forward", None)
+
+
+@torch.no_grad()
+def grouped(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[dict[str, nn.Module]]:
+    """Neighbours among the layers that `model` gives the same input, as two tokens show."""
+    seen: dict[nn.Module, Tensor] = {}
+    hooks = [module.register_forward_pre_hook(lambda module, x: seen.update({module: x[0]}))
+             for module in layers.values()]
+    try:
+        model(input_ids=torch.ones(1, 2, dtype=torch.long, device=next(model.parameters()).device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found: list[dict[str, nn.Module]] = []
+    given: Tensor | None = None
+    for name, module in layers.items():
+        if given is None or seen.get(module) is not given:
+            found.append({})
+        given = seen.get(module)
+        found[-1][name] = module
+    return found
 
 
 def check_layers(targets: Mapping[str, nn.Module]) -> None:

@@ -88,7 +88,7 @@ def _first(shared: TrlEngine, layers: Mapping[str, nn.Module], *, ragged: bool) 
 
 def _computes(engine: PackedEngine) -> bool:
     try:
-        engine.rehearse(256)
+        engine.rehearse(max(PROBES))  # many: what is compiled tunes itself to the first clock
     except Exception as error:
         if out_of_memory(error):
             raise _too_small(engine) from error

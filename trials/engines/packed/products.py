@@ -1,10 +1,11 @@
 """LoRA's products for the tokens of a whole pack, where every slot has as many: one bmm each.
 
-What lies differently (`ragged.py`) has the same five products.
+What lies differently (`cuda/ragged.py`) has the same five products.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,31 +13,45 @@ import torch
 from torch import Tensor
 
 from trials.dropout import keep_mask
+from trials.engines.packed.bank import Views
+
+
+@dataclass(frozen=True)
+class Group:
+    """Modules that are given the same input; in the bank they follow each other."""
+
+    first: int  # its place there
+    keys: tuple[int, ...]  # of keyed dropout, one for each
+
+    @property
+    def places(self) -> range:
+        """Their places in the bank."""
+        return range(self.first, self.first + len(self.keys))
 
 
 class Products(Protocol):
-    """For tokens x `[T, d_in]` and y `[T, d_out]`, each row of its own slot's a and b.
+    """For a group of m modules: x `[T, d_in]`, y and dy `[T, d_out]` of each, s and ds `[m, T, r]`.
 
-    a is `[slots, r, d_in]`, b `[slots, d_out, r]`, s and ds `[T, r]`; `module` is the key of
-    keyed dropout. A slot's scale is alpha / r over 1 - p.
+    Each token meets its own slot's a and b alone. A slot's scale is alpha / r over 1 - p.
     """
 
-    def down(self, x: Tensor, a: Tensor, module: int) -> Tensor:
+    def down(self, x: Tensor, weights: Views, group: Group) -> Tensor:
         """s = scale * drop(x) a^T."""
 
-    def up(self, y: Tensor, s: Tensor, b: Tensor) -> None:
+    def up(self, ys: Sequence[Tensor], s: Tensor, weights: Views, group: Group) -> None:
         """y += s b^T."""
 
-    def back(self, dy: Tensor, b: Tensor) -> Tensor:
+    def back(self, dys: Sequence[Tensor], weights: Views, group: Group) -> Tensor:
         """ds = scale * dy b."""
 
     def add_gradients(
-        self, ga: Tensor, gb: Tensor, x: Tensor, s: Tensor, dy: Tensor, ds: Tensor, module: int
+        self, gradients: Views, x: Tensor, s: Tensor, dys: Sequence[Tensor], ds: Tensor,
+        group: Group,
     ) -> None:
         """gb += dy^T s; ga += ds^T drop(x)."""
 
-    def add_input(self, dx: Tensor, ds: Tensor, a: Tensor, module: int) -> None:
-        """dx += mask * (ds a)."""
+    def add_input(self, dx: Tensor, ds: Tensor, weights: Views, group: Group) -> None:
+        """dx += mask * (ds a), of all modules."""
 
 
 @dataclass(frozen=True)
@@ -47,27 +62,42 @@ class Padded:
     keys: Tensor | None = None  # [n, tokens] of keyed dropout; None: no slot drops anything
     rates: Tensor | None = None  # [n, 1, 1] of dropout, fp64
 
-    def down(self, x: Tensor, a: Tensor, module: int) -> Tensor:
-        return torch.bmm(self._dropped(x, module), a.mT).mul_(self.scale).flatten(0, 1)
+    def down(self, x: Tensor, weights: Views, group: Group) -> Tensor:
+        return self._scaled([
+            torch.bmm(self._dropped(x, key), weights.a[place].mT)
+            for place, key in zip(group.places, group.keys, strict=True)
+        ])
 
-    def up(self, y: Tensor, s: Tensor, b: Tensor) -> None:
-        self._by_slot(y).baddbmm_(self._by_slot(s), b.mT)
+    def up(self, ys: Sequence[Tensor], s: Tensor, weights: Views, group: Group) -> None:
+        for place, y, own in zip(group.places, ys, s, strict=True):
+            self._by_slot(y).baddbmm_(self._by_slot(own), weights.b[place].mT)
 
-    def back(self, dy: Tensor, b: Tensor) -> Tensor:
-        return torch.bmm(self._by_slot(dy), b).mul_(self.scale).flatten(0, 1)
+    def back(self, dys: Sequence[Tensor], weights: Views, group: Group) -> Tensor:
+        return self._scaled([
+            torch.bmm(self._by_slot(dy), weights.b[place])
+            for place, dy in zip(group.places, dys, strict=True)
+        ])
 
     def add_gradients(
-        self, ga: Tensor, gb: Tensor, x: Tensor, s: Tensor, dy: Tensor, ds: Tensor, module: int
+        self, gradients: Views, x: Tensor, s: Tensor, dys: Sequence[Tensor], ds: Tensor,
+        group: Group,
     ) -> None:
-        _add_product(gb, self._by_slot(dy).mT, self._by_slot(s))
-        _add_product(ga, self._by_slot(ds).mT, self._dropped(x, module))
+        for k, place in enumerate(group.places):
+            _add_product(gradients.b[place], self._by_slot(dys[k]).mT, self._by_slot(s[k]))
+            dropped = self._dropped(x, group.keys[k])
+            _add_product(gradients.a[place], self._by_slot(ds[k]).mT, dropped)
 
-    def add_input(self, dx: Tensor, ds: Tensor, a: Tensor, module: int) -> None:
-        by_slot, mask = self._by_slot(dx), self._mask(dx.shape[-1], module)
-        if mask is None:
-            by_slot.baddbmm_(self._by_slot(ds), a)
-        else:
-            by_slot.add_(torch.bmm(self._by_slot(ds), a).mul_(mask))
+    def add_input(self, dx: Tensor, ds: Tensor, weights: Views, group: Group) -> None:
+        by_slot = self._by_slot(dx)
+        for place, key, own in zip(group.places, group.keys, ds, strict=True):
+            a, mask = weights.a[place], self._mask(dx.shape[-1], key)
+            if mask is None:
+                by_slot.baddbmm_(self._by_slot(own), a)
+            else:
+                by_slot.add_(torch.bmm(self._by_slot(own), a).mul_(mask))
+
+    def _scaled(self, products: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(products)).mul_(self.scale).flatten(1, 2)
 
     def _by_slot(self, tokens: Tensor) -> Tensor:
         return tokens.view(len(self.scale), -1, tokens.shape[-1])

@@ -8,7 +8,6 @@ and a, the bytes that training keeps for each token, comes from two probe clocks
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -84,7 +83,7 @@ def first_size(
     auto = dense < RESIDENT_SHARE * free_bytes(base, wanted.memory_fraction)
     slots = CPU_SLOTS
     if cuda:
-        slots = min(MOST_SLOTS, max(8, math.ceil(TOKENS / (ROWS * mean_length))))
+        slots = min(MOST_SLOTS, max(8, int(TOKENS / (ROWS * mean_length))))
     return Size(
         slots=wanted.capacity or slots,
         r=width(assignment.max_r or FIRST_R),
@@ -109,8 +108,8 @@ def fitted(
     most = int((free - least) // slot)
     if most < 1:
         raise Refused(
-            f"engine=packed: {free / GIB:.1f} GiB are free beside the base, and one trial of rank "
-            f"{size.r} with one row of {longest} tokens needs {(slot + least) / GIB:.1f}.",
+            f"engine=packed: {max(0.0, free) / GIB:.1f} GiB are free beside the base; one trial of "
+            f"rank {size.r} with one row of {longest} tokens needs {(slot + least) / GIB:.1f}.",
             "Type train.gradient_checkpointing=true, a smaller data.max_length or lora.r, or "
             "engine=trl.",
         )

@@ -62,7 +62,7 @@ def bench(
 ) -> Iterator[Slots]:
     """Empty slots of an engine, to be filled and ticked by hand."""
     device = engine.shared.base.device
-    with quiet(), packed_layers(engine.layers, dtype=dtype, resident=True) as pack:
+    with quiet(), packed_layers(engine._groups, dtype=dtype, resident=True) as pack:
         bank = Bank(shapes_of(engine.layers), slots=slots, r=r, device=device, compute=dtype,
                     dtype=dtype)
         clock = Clock(engine.shared.base, bank, pack, engine.corpus, engine.forward,

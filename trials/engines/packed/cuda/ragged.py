@@ -5,6 +5,7 @@ No slot waits for another one's length, and a slot without tokens costs nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from trials.engines.packed.bank import Views
 from trials.engines.packed.cuda import kernels
+from trials.engines.packed.products import Group
 
 TILE = 64  # tokens of a tile
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -37,64 +40,75 @@ class Ragged:
     keys: Tensor | None = None  # int32 [T] of keyed dropout; None: no slot drops anything
     thresholds: Tensor | None = None  # int32 [slots]: dropout in 1/65536
 
-    def down(self, x: Tensor, a: Tensor, module: int) -> Tensor:
+    def down(self, x: Tensor, weights: Views, group: Group) -> Tensor:
         if len(x) != self.tokens:
             raise ValueError(f"a layer of {len(x)} tokens in a clock of {self.tokens}")
-        r, pairs = a.shape[1], a.shape[2] // 2
-        s = x.new_empty(len(x), r)
+        r, pairs = weights.a[group.first].shape[1], x.shape[1] // 2
+        s = x.new_empty(len(group.keys), len(x), r)
         ranks = _ranks(r)
-        kernels.down[self._grid(DOWN, r, ranks)](
-            _words(x), _words(a), s, self.tiles, self.scales, *self._drops(), _signed(module),
-            x.stride(0) // 2, a.stride(0) // 2, PAIRS=pairs, R=r, DROPS=self.keys is not None,
-            DTYPE=TYPES[x.dtype], RANKS=ranks,
-            PARTS=TILE // DOWN["ROWS"], **DOWN,
+        kernels.down[self._grid(DOWN, r, ranks, modules=len(s))](
+            _words(x), _words(weights.flat), s, weights.index, group.first, self.tiles,
+            self.scales, *self._drops(), x.stride(0) // 2, weights.flat.stride(0) // 2,
+            s.stride(0), MODULES=len(s), PAIRS=pairs, R=r, DROPS=self.keys is not None,
+            DTYPE=TYPES[x.dtype], RANKS=ranks, PARTS=TILE // DOWN["ROWS"], **DOWN,
         )
         return s
 
-    def up(self, y: Tensor, s: Tensor, b: Tensor) -> None:
-        columns, r = b.shape[1:]
-        kernels.up[self._grid(UP, columns, UP["STEP"])](
-            y, s, b, self.tiles, y.stride(0), b.stride(0), COLUMNS=columns, R=r,
-            DTYPE=TYPES[y.dtype], RANKS=_ranks(r), PARTS=TILE // UP["ROWS"], **UP,
-        )
+    def up(self, ys: Sequence[Tensor], s: Tensor, weights: Views, group: Group) -> None:
+        for place, y, own in zip(group.places, ys, s, strict=True):
+            b = weights.b[place]
+            columns, r = b.shape[1:]
+            kernels.up[self._grid(UP, columns, UP["STEP"])](
+                y, own, b, self.tiles, y.stride(0), b.stride(0), COLUMNS=columns, R=r,
+                DTYPE=TYPES[y.dtype], RANKS=_ranks(r), PARTS=TILE // UP["ROWS"], **UP,
+            )
 
-    def back(self, dy: Tensor, b: Tensor) -> Tensor:
-        columns, r = b.shape[1:]
-        ds = dy.new_empty(len(dy), r)
+    def back(self, dys: Sequence[Tensor], weights: Views, group: Group) -> Tensor:
+        r = weights.b[group.first].shape[2]
+        ds = dys[0].new_empty(len(dys), self.tokens, r)
         ranks = _ranks(r)
-        kernels.back[self._grid(BACK, r, ranks)](
-            dy, b, ds, self.tiles, self.scales, dy.stride(0), b.stride(0), COLUMNS=columns, R=r,
-            DTYPE=TYPES[dy.dtype], RANKS=ranks,
-            PARTS=TILE // BACK["ROWS"], **BACK,
-        )
+        for place, dy, own in zip(group.places, dys, ds, strict=True):
+            b = weights.b[place]
+            kernels.back[self._grid(BACK, r, ranks)](
+                dy, b, own, self.tiles, self.scales, dy.stride(0), b.stride(0),
+                COLUMNS=b.shape[1], R=r, DTYPE=TYPES[dy.dtype], RANKS=ranks,
+                PARTS=TILE // BACK["ROWS"], **BACK,
+            )
         return ds
 
     def add_gradients(
-        self, ga: Tensor, gb: Tensor, x: Tensor, s: Tensor, dy: Tensor, ds: Tensor, module: int
+        self, gradients: Views, x: Tensor, s: Tensor, dys: Sequence[Tensor], ds: Tensor,
+        group: Group,
     ) -> None:
-        columns, r = gb.shape[1:]
-        pairs, slots, ranks = ga.shape[2] // 2, len(self.starts) - 1, _ranks(r)
+        slots, r, pairs = len(self.starts) - 1, s.shape[2], x.shape[1] // 2
+        ranks = _ranks(r)
         over = -(-r // ranks)
-        kernels.grad_b[(-(-columns // GRAD_B["STEP"]), over, slots)](
-            gb, dy, s, self.starts, dy.stride(0), gb.stride(0), COLUMNS=columns, R=r, RANKS=ranks,
-            **GRAD_B,
-        )
-        kernels.grad_a[(-(-pairs // GRAD_A["STEP"]), over, slots)](
-            ga, ds, _words(x), self.starts, *self._drops(), _signed(module), x.stride(0) // 2,
-            ga.stride(0), PAIRS=pairs, R=r, DROPS=self.keys is not None, DTYPE=TYPES[x.dtype],
+        for place, dy, own in zip(group.places, dys, s, strict=True):
+            gb = gradients.b[place]
+            kernels.grad_b[(-(-gb.shape[1] // GRAD_B["STEP"]), over, slots)](
+                gb, dy, own, self.starts, dy.stride(0), gb.stride(0), COLUMNS=gb.shape[1], R=r,
+                RANKS=ranks, **GRAD_B,
+            )
+        kernels.grad_a[(-(-pairs // GRAD_A["STEP"]) * len(ds), over, slots)](
+            gradients.flat, ds, _words(x), gradients.index, group.first, self.starts,
+            *self._drops(), x.stride(0) // 2, gradients.flat.stride(0), ds.stride(0),
+            MODULES=len(ds), PAIRS=pairs, R=r, DROPS=self.keys is not None, DTYPE=TYPES[x.dtype],
             RANKS=ranks, **GRAD_A,
         )
 
-    def add_input(self, dx: Tensor, ds: Tensor, a: Tensor, module: int) -> None:
-        r, pairs = a.shape[1], a.shape[2] // 2
+    def add_input(self, dx: Tensor, ds: Tensor, weights: Views, group: Group) -> None:
+        r, pairs = ds.shape[2], dx.shape[1] // 2
         kernels.add_input[self._grid(ADD_INPUT, pairs, ADD_INPUT["STEP"])](
-            _words(dx), ds, _words(a), self.tiles, *self._drops(), _signed(module),
-            dx.stride(0) // 2, a.stride(0) // 2, PAIRS=pairs, R=r, DROPS=self.keys is not None,
+            _words(dx), ds, _words(weights.flat), weights.index, group.first, self.tiles,
+            *self._drops(), dx.stride(0) // 2, weights.flat.stride(0) // 2, ds.stride(0),
+            MODULES=len(ds), PAIRS=pairs, R=r, DROPS=self.keys is not None,
             DTYPE=TYPES[dx.dtype], RANKS=_ranks(r), PARTS=TILE // ADD_INPUT["ROWS"], **ADD_INPUT,
         )
 
-    def _grid(self, shape: dict[str, int], size: int, step: int) -> tuple[int, int]:
-        return len(self.tiles) * (TILE // shape["ROWS"]), -(-size // step)
+    def _grid(
+        self, shape: dict[str, int], size: int, step: int, modules: int = 1
+    ) -> tuple[int, int]:
+        return len(self.tiles) * (TILE // shape["ROWS"]) * modules, -(-size // step)
 
     def _drops(self) -> tuple[Tensor, Tensor]:
         if self.keys is None or self.thresholds is None:
@@ -108,7 +122,3 @@ def _ranks(r: int) -> int:
 
 def _words(tensor: Tensor) -> Any:
     return tensor.view(torch.int32)
-
-
-def _signed(key: int) -> int:
-    return key - (1 << 32) if key >= 1 << 31 else key
