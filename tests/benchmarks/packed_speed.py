@@ -1,14 +1,15 @@
 """Trial-steps per second of TRL and of packs, side by side on one GPU, beside the ceiling.
 
     python -m tests.benchmarks.packed_speed --shapes 0.5B 1B
-    python -m tests.benchmarks.packed_speed --shapes 8B --cases trl-1 trl-8 packed-eager
+    python -m tests.benchmarks.packed_speed --shapes 8B --cases plain-1 plain-8 packed-eager
     python -m tests.benchmarks.packed_speed --table mixed --shapes 0.5B 1B
     python -m tests.benchmarks.packed_speed --table memory --shapes 8B
     python -m tests.benchmarks.packed_speed --device cpu --shapes tiny --cases trl-2 packed
 
-Cases: trl-N, N processes at once with the TRL engine; packed, the packed engine as it chooses;
-packed-N, with a capacity of N; packed-eager and packed-compiled; mixed, a pack of trials of mixed
-ranks, batch sizes and lengths. An even trial has r 16 on all linear layers, dropout 0.05, AdamW and
+Cases: plain-N, N processes at once, each of them TRL's SFTTrainer as its documentation has it;
+trl-N, likewise with this project's TRL engine; packed, the packed engine as it chooses; packed-N,
+with a capacity of N; packed-eager and packed-compiled; mixed, a pack of trials of mixed ranks,
+batch sizes and lengths. An even trial has r 16 on all linear layers, dropout 0.05, AdamW and
 batches of 4 x 182 tokens, all of them with loss. Trials report, and evaluate one example, every few
 steps; that time is not counted, and its share stands in the table. Progress goes to standard error.
 """
@@ -38,7 +39,8 @@ from trials.contract import to_json
 LENGTH, ROWS = 182, 512  # tokens that a base reads of an even example; examples
 LEAST, MOST = 32, 512  # of mixed ones
 DEFAULT = {
-    "speed": ["trl-1", "trl-8", "trl-16", "packed-1", "packed-eager", "packed-compiled"],
+    "speed": ["plain-1", "plain-8", "plain-16", "trl-1", "trl-8", "trl-16", "packed-1",
+              "packed-eager", "packed-compiled"],
     "mixed": ["packed", "mixed"],
     "memory": [],
 }
@@ -47,7 +49,7 @@ TITLES = {
     "mixed": "Mixed ranks, batch sizes and lengths",
     "memory": "Memory of a pack",
 }
-EVERY = {"trl": 5, "packed": 10}  # steps between two reports; several processes are slow
+EVERY = {"plain": 5, "trl": 5, "packed": 10}  # steps between two reports
 SLOW = {"8B": 4, "tiny": 2}  # likewise, for all
 MEMORY_RANKS = (16, 64)
 DEVICES_GIB = (16, 24)
@@ -94,7 +96,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.packed_speed")
     parser.add_argument("--table", default="speed", choices=list(DEFAULT))
     parser.add_argument("--shapes", nargs="+", default=["0.5B", "1B"], choices=list(SHAPES))
-    parser.add_argument("--cases", nargs="+", help="trl-N packed packed-N packed-eager mixed ...")
+    parser.add_argument("--cases", nargs="+", help="plain-N trl-N packed packed-N mixed ...")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
                         help="of the packed engine, for every case; may be repeated")
     parser.add_argument("--device", default="cuda:0")
@@ -156,20 +158,21 @@ def speed(bench: Bench, name: str) -> tuple[str, list[Found]]:
 
 def case_of(bench: Bench, shape: str, word: str) -> Case:
     """The case that a word of the command line names."""
-    given, found = bench.given, re.fullmatch(r"(trl|packed|mixed)(?:-(\d+|eager|compiled))?", word)
+    given = bench.given
+    found = re.fullmatch(r"(plain|trl|packed|mixed)(?:-(\d+|eager|compiled))?", word)
     if found is None:
-        raise SystemExit(f"--cases {word}: known are trl-N, packed, packed-N, packed-eager, "
-                         "packed-compiled, mixed, mixed-N, mixed-eager and mixed-compiled")
+        raise SystemExit(f"--cases {word}: known are plain-N, trl-N, packed, packed-N, "
+                         "packed-eager, packed-compiled, and likewise mixed")
     kind, what = found.groups()
-    mixed = kind == "mixed"
-    processes = int(what or 1) if kind == "trl" else 1
+    mixed, alone = kind == "mixed", kind in ("plain", "trl")
+    processes = int(what or 1) if alone else 1
     return Case(
-        name=word, shape=shape, engine="trl" if kind == "trl" else "packed", device=given.device,
+        name=word, shape=shape, engine=kind if alone else "packed", device=given.device,
         base="", data=str(bench.folder / f"{'mixed' if mixed else 'even'}.jsonl"),
         max_length=(MOST if mixed else LENGTH) + 1,  # and one that is predicted only
-        options={} if kind == "trl" else given.option | options_of(what),
+        options={} if alone else given.option | options_of(what),
         processes=processes, mixed=mixed,
-        every=SLOW.get(shape, EVERY["trl" if kind == "trl" else "packed"]),
+        every=SLOW.get(shape, EVERY[kind if alone else "packed"]),
         warm=given.warm or (1 if mixed or processes > 1 else 2),
         window_s=given.window_s * (1.5 if shape == "8B" else 1),
         threads=given.threads or (max(1, CORES // processes) if processes > 1 else None),

@@ -12,6 +12,7 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+from tests.benchmarks import plain_trl
 from tests.benchmarks.case import Case, Measured, assignment, trial
 from tests.benchmarks.watch import Watch
 from trials.contract import InputError, from_json, to_json
@@ -51,7 +52,8 @@ def run(case: Case, index: int, folder: Path) -> Measured:
     numbers = iter(range(1000 * index, 1000 * (index + 1)))
     watch = Watch(case, (trial(case, number) for number in numbers), together, closed)
     case = _limited(case)
-    engine, setup = engine_module(case.engine).prepare(assignment(case), watch)
+    module = plain_trl if case.engine == plain_trl.NAME else engine_module(case.engine)
+    engine, setup = module.prepare(assignment(case), watch)
     watch.prepared(setup)
     engine.run(watch)
     idle = getattr(engine, "idle_fraction", None)

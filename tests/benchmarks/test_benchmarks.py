@@ -187,14 +187,18 @@ def test_mixed_trials_have_every_rank_and_batch_size() -> None:
 
 def test_processes_add_up_and_the_best_trl_is_1() -> None:
     pace = Pace(r=16, batch_size=4, steps_per_s=2.0, tokens_per_s=1456.0)
-    one = found_of(paces=(pace,), engine="trl", name="trl-1")
-    two = replace(one, case=replace(one.case, name="trl-2"), measured=one.measured * 2)
+    one = found_of(paces=(pace,), engine="plain", name="plain-1")
+    two = replace(one, case=replace(one.case, name="plain-2"), measured=one.measured * 2)
+    trl = found_of(paces=(pace,) * 3, engine="trl", name="trl-3")
     pack = found_of(paces=(pace,) * 6, engine="packed", name="packed")
-    shown = rows(tables.speed_table([one, two, pack], H200, {"even": 182}))
-    assert [shown[name][2] for name in ("trl-1", "trl-2", "packed")] == ["0.50x", "1.00x", "3.00x"]
+    founds = [one, two, trl, pack]
+    shown = rows(tables.speed_table(founds, H200, {"even": 182}))
+    assert [shown[found.case.name][2:4] for found in founds] == [
+        ["0.50x", "0.33x"], ["1.00x", "0.67x"], ["1.50x", "1.00x"], ["3.00x", "2.00x"]]
     assert shown["packed"][:2] == ["6", "12"]
-    said = tables.goal_lines("1B", [one, two, pack], H200, {"even": 182})
-    assert "packed over trl-2, the best TRL: 3.00x (3.00x with evaluation); to reach 7x" in said
+    said = tables.goal_lines("1B", founds, H200, {"even": 182})
+    assert "packed over plain-2, the best TRL: 3.00x (3.00x with evaluation); to reach 7x" in said
+    assert "packed over trl-3, the best engine=trl: 2.00x (2.00x with evaluation)." in said
 
 
 def test_a_case_that_fails_shows_its_reason() -> None:
@@ -203,7 +207,7 @@ def test_a_case_that_fails_shows_its_reason() -> None:
     done = found_of(paces=(pace,), name="trl-1", engine="trl")
     shown = rows(tables.speed_table([failed, done], H200, {"even": 182}))
     assert shown["packed"][1] == "no / memory"
-    assert shown["trl-1"][2] == "1.00x"
+    assert shown["trl-1"][3] == "1.00x"
 
 
 # --- as they are run -------------------------------------------------------------------------
@@ -217,17 +221,17 @@ def with_bases(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_both_engines_side_by_side(with_bases: Path) -> None:
+def test_trl_and_both_engines_side_by_side(with_bases: Path) -> None:
     words = ["--device", "cpu", "--shapes", "tiny", "--threads", "1", "--window-s", "0.2",
              "--case-s", "240", "--folder", str(with_bases)]
     kept = with_bases / "found.jsonl"
-    cases = ["trl-2", "packed-2"]
+    cases = ["plain-2", "trl-2", "packed-2"]
     shown = rows(tool("packed_speed", *words, "--json", str(kept), "--cases", *cases))
     for name in cases:
         assert shown[name][0] == "2"
         assert float(shown[name][1]) > 0
     found = [json.loads(line) for line in kept.read_text().splitlines()]
-    assert [len(one["measured"]) for one in found] == [2, 1]
+    assert [len(one["measured"]) for one in found] == [2, 2, 1]
     assert all(one["least_grad_norm"] > 0 for each in found for one in each["measured"])
 
 
