@@ -55,9 +55,11 @@ def run(case: Case, index: int, folder: Path) -> Measured:
     module = plain_trl if case.engine == plain_trl.NAME else engine_module(case.engine)
     engine, setup = module.prepare(assignment(case), watch)
     watch.prepared(setup)
+    idle = getattr(engine, "idle", None)
+    if idle is not None:
+        watch.opened = idle.restart
     engine.run(watch)
-    idle = getattr(engine, "idle_fraction", None)
-    return watch.measured(idle() if callable(idle) else idle)
+    return watch.measured(None if idle is None else idle.fraction)
 
 
 def write(found: Measured, index: int, folder: Path) -> None:

@@ -50,6 +50,7 @@ class Watch:
     ) -> None:
         """`together` says once this process is warm, and asks whether all others are."""
         self.case, self._supply, self._together, self._closed = case, supply, together, closed
+        self.opened: Callable[[], None] = lambda: None  # called when the window opens
         self.capacity = 1
         self.setup: Setup | None = None
         self.live: dict[int, TrialConfig] = {}
@@ -131,6 +132,7 @@ class Watch:
 
             self.reserved_bytes = cuda.max_memory_reserved(self.case.device)
             cuda.reset_peak_memory_stats(self.case.device)
+        self.opened()
 
     def _verdict(self) -> Verdict:
         """Of several processes each trains on, for the others' sake, until it is ended."""

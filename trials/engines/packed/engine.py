@@ -53,7 +53,7 @@ class PackedEngine:
         self.corpus = Corpus(data.train, pad)
         wanted = Wanted.of(shared.assignment.engine)
         self.forward = Forward(base, wanted.memory_fraction)
-        self.idle_fraction: float | None = None  # of the device in the last run, where it is known
+        self.idle = Idle(base.device)
         self._dtype = DTYPES[base.config.dtype]
         self._groups = grouped(base.model, layers)
         self._skeleton = Skeleton(base.model)
@@ -73,9 +73,8 @@ class PackedEngine:
         evaluation = PackedEvaluation(
             self._examples, base.device, tokens=tokens, ragged=size.ragged)
         with self.slots() as slots:
-            shift = Shift(slots, evaluation, driver, size)
-            shift.work()
-            self.idle_fraction = shift.idle.fraction
+            self.idle.restart()
+            Shift(slots, evaluation, driver, size, self.idle).work()
 
     @contextmanager
     def slots(self, size: Size | None = None) -> Iterator[Slots]:
@@ -124,11 +123,10 @@ class Shift:
     """The work of one `run`."""
 
     def __init__(
-        self, slots: Slots, evaluation: PackedEvaluation, driver: Driver, size: Size
+        self, slots: Slots, evaluation: PackedEvaluation, driver: Driver, size: Size, idle: Idle
     ) -> None:
         self.slots, self.evaluation, self.driver = slots, evaluation, driver
-        self.lag, self.ragged = size.lag, size.ragged
-        self.idle = Idle(slots.shared.base.device)
+        self.lag, self.ragged, self.idle = size.lag, size.ragged, idle
         self._unheard: deque[Heard] = deque()
         self._done = False  # the driver has no more trials
         self._ask_at = 0.0  # not before; on `time.monotonic`'s clock
@@ -182,7 +180,8 @@ class Shift:
         began = time.perf_counter()
         written = self._written(told)
         seconds = time.perf_counter() - began if written else 0.0
-        measured = self._measured(ticking) if ticking else None
+        with self.idle.working():
+            measured = self._measured(ticking) if ticking else None
         self._unheard.append(
             Heard(told, ticking, measured, written, seconds, self._states(told)))
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+MOST = 10_000  # pieces of work that `Idle` looks back on
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -60,11 +63,15 @@ class Span:
 
 
 class Idle:
-    """How long a device waits between pieces of work; CUDA alone can tell."""
+    """How long a device waits between its last pieces of work; CUDA alone can tell."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._marks: list[Any] = []  # begin, end, begin, end, ...
+        self._marks: deque[Any] = deque(maxlen=2 * MOST)  # begin, end, begin, end, ...
+
+    def restart(self) -> None:
+        """Forgets what was."""
+        self._marks.clear()
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -73,18 +80,21 @@ class Idle:
             yield
             return
         self._marks.append(_mark())
-        yield
-        self._marks.append(_mark())
+        try:
+            yield
+        finally:
+            self._marks.append(_mark())
 
     @property
     def fraction(self) -> float | None:
         """The share of the time from the first piece to the last; waits for the device."""
-        if len(self._marks) < 4:
+        marks = list(self._marks)
+        if len(marks) < 4:
             return None
-        self._marks[-1].synchronize()
-        pairs = zip(self._marks[1:-1:2], self._marks[2::2], strict=True)
+        marks[-1].synchronize()
+        pairs = zip(marks[1:-1:2], marks[2::2], strict=True)
         waits = sum(end.elapsed_time(begin) for end, begin in pairs)
-        return float(waits / self._marks[0].elapsed_time(self._marks[-1]))
+        return float(waits / marks[0].elapsed_time(marks[-1]))
 
 
 def _mark() -> Any:
