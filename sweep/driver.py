@@ -18,7 +18,7 @@ from sweep.lives import Lives
 from sweep.observers import Closed, Observer, Opened
 from sweep.study import identity, open_study
 from sweep.study.guard import WAIT_S, Guard, StudyLost
-from sweep.study.ledger import Ledger, Live
+from sweep.study.ledger import ASIDE, GIVEN_AWAY, Ledger, Live
 from trials.contract import (
     CONTINUE,
     Driver,
@@ -32,7 +32,6 @@ from trials.contract import (
 )
 
 LAST_WAIT_S = 10.0  # for a locked database, once the run is to end
-GIVEN_AWAY = Verdict(stop=True, reason="the trial was given away", outcome=Outcome.STOPPED)
 
 
 class SweepDriver:
@@ -95,7 +94,7 @@ class SweepDriver:
         ledger = self._ledger
         if self.ending:
             return Turn.DONE
-        if any(live.suspect for live in ledger.held_by(worker)):
+        if ledger.nothing_for(worker, self._clock()):
             return Turn.WAIT
         live = ledger.waiting_for(worker) or self._lives.propose()
         if live is None:
@@ -135,6 +134,8 @@ class SweepDriver:
         self.beat()
         live = self._held(worker, result.trial, result.attempt)
         if live is not None:
+            shared = (self.config.executor.workers or 1) > self.devices
+            result = live.crowded_out(result, self._clock(), shared=shared)
             self._end(live, live.honest(result))
 
     # --- the executor's side -----------------------------------------------------------------
@@ -157,9 +158,8 @@ class SweepDriver:
             if end := live.died(reason, memory=memory, blamed=not self.ending):
                 self._end(live, end)
                 continue
-            live.again(smaller=memory)
             then = "stays to be continued" if self.ending else "is handed out again"
-            less = f" with train.micro_batch_size={live.rows}" if memory else ""
+            less = self._lives.again(live, smaller=memory)
             self.note(f"{worker} ended ({reason}); trial {live.config.number} {then}{less}")
 
     def gave_up(self, worker: str, why: str) -> None:
@@ -250,7 +250,7 @@ class SweepDriver:
         verdict = live.judge(report, self._lives.study.pruner, others)
         if verdict.stop or report.tick == live.config.budget.ticks:
             return verdict
-        return self._over(report.trial) or verdict
+        return self._over(report.trial) or (ASIDE if self._ledger.sets_aside(live) else verdict)
 
     def _over(self, number: int) -> Verdict | None:
         """Why a trial may not go on, however well it does; null if it may."""

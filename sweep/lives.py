@@ -67,6 +67,17 @@ class Lives:
         store.start(uuid, live.config, live.params, worker, self._setup)
         self._observer.started(live.config, live.params, worker)
 
+    def again(self, live: Live, *, smaller: bool) -> str:
+        """A trial waits for another worker; `smaller`: with half the micro-batch, for good.
+
+        Says with what, to be put behind a sentence.
+        """
+        live.again(smaller=smaller)
+        if not smaller:
+            return ""
+        self.proposals.keep_rows(live)
+        return f" with train.micro_batch_size={live.rows}"
+
     def keep(self, live: Live, report: Report) -> None:
         """A tick that was not told before."""
         finite = math.isfinite(report.eval_loss)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from sweep.study import Standing, look
 from sweep.study.guard import StudyLost
 from sweep.study.identity import refuse_other_inputs
 from sweep.tracking.wandb.reference import with_data
+
+STUCK_S = 10.0  # after a second Ctrl-C, until the process is ended within whatever it does
 
 
 def run_sweep(config: SweepConfig, observer: Observer | None = None) -> int:
@@ -106,20 +109,32 @@ def _signals(driver: SweepDriver, workers: Executor) -> Iterator[None]:
         yield  # only the main thread may be told
         return
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    stuck = threading.Timer(STUCK_S, _leave)
+    stuck.daemon = True
     for number in before:
-        signal.signal(number, lambda *_: _interrupt(driver, workers))
+        signal.signal(number, lambda *_: _interrupt(driver, workers, stuck))
     try:
         yield
     finally:
+        stuck.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _interrupt(driver: SweepDriver, workers: Executor) -> None:
+def _interrupt(driver: SweepDriver, workers: Executor, stuck: threading.Timer) -> None:
     again = driver.ending is not None
     driver.stop(INTERRUPTED, "interrupted")  # the terminal says how to go on
     if again or not driver.is_open:
         driver.at_once = True
+        if not stuck.is_alive():
+            stuck.start()
         workers.kill()
     else:
         driver.note("Stopping: every trial ends after its current step. Ctrl-C again: at once.")
+
+
+def _leave() -> None:
+    """A database that gives no answer would keep the process; no end of it loses anything."""
+    shown = b"\x1b[?25h" if os.isatty(2) else b""  # the cursor, which a live table hides
+    os.write(2, shown + b"sweep: interrupted\n")
+    os._exit(INTERRUPTED)

@@ -279,7 +279,7 @@ class Outcome(enum.Enum):
     DIVERGED = "diverged"  # a loss or gradient was not finite
     INFEASIBLE = "infeasible"  # does not fit in memory
     FAILED = "failed"  # a bug or a dead worker
-    STOPPED = "stopped"  # the user or a budget; may be continued
+    STOPPED = "stopped"  # the user, a budget, or no memory beside other processes; may go on
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 STUDY = re.compile(r"[A-Za-z0-9_+=][A-Za-z0-9._+=-]{0,99}")
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 RESERVED = ("artifacts", "recipe")  # folders of results_dir that are not a study's
-PACKAGES = {  # modules whose package has another name, or needs more than its name
-    "MySQLdb": "mysqlclient", "psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary",
-}  # fmt: skip
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zst")
 
 
@@ -84,6 +81,8 @@ def storage_url(url: str) -> str:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
+    from sweep.store.servers import check as check_database
+
     example = "sqlite:///results/sweep.db, postgresql://user:password@host/database"
     if "://" not in url:
         typed = f"Type storage=sqlite:///{url}" if url.endswith(".db") else f"Type {example}"
@@ -93,7 +92,7 @@ def storage_url(url: str) -> str:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         raise InputError(f"storage={masked(url)} is not a database URL. Type {example}.") from None
-    _check_driver(parsed, masked(url))
+    check_database(parsed, url)
     if parsed.get_backend_name() != "sqlite":
         return url
     if parsed.database in (None, "", ":memory:"):
@@ -145,23 +144,6 @@ def _check_batch(batch: int, ticks: int, budget: int, said: str, more: str) -> N
         f"{budget / ticks:g} examples a tick, and a tick is at least one batch. "
         f"Type {' or '.join(ways)}."
     )
-
-
-def _check_driver(url: Any, said: str) -> None:
-    from sqlalchemy.exc import NoSuchModuleError
-
-    known = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
-    try:
-        dialect = url.get_dialect()
-        dialect.import_dbapi()
-    except NoSuchModuleError:
-        raise InputError(f"storage={said}: {unknown('database', url.drivername, known)}") from None
-    except ImportError as error:
-        module = error.name or url.get_driver_name()
-        package = PACKAGES.get(module.partition(".")[0], module)
-        raise InputError(
-            f"storage={said} needs the package {package}. Type pip install {package}."
-        ) from None
 
 
 def _local(name: str, value: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.storages import RDBStorage
 
+from sweep.store import servers
 from sweep.store.database import engine_options, hurry
 
 METRIC_NAMES = "study:metric_names"  # Optuna's own
@@ -29,6 +30,7 @@ class Attributes:
             url, engine_kwargs=engine_options(url), skip_table_creation=True
         )
         hurry(self.storage.engine)
+        servers.speak_of_locks(self.storage.engine)
         self.study_id = self.storage.get_study_id_from_name(study)
 
     def get(self, name: str) -> Any:

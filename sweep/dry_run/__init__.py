@@ -100,7 +100,7 @@ class _Look:
         sweep = whole(
             found,
             trials=self.left,
-            at_once=setup.capacity * _workers(config),
+            at_once=setup.capacity * rehearsal.workers,
             devices=rehearsal.devices,
             loaded_s=rehearsal.loaded_s,
         )

@@ -68,9 +68,11 @@ class Rehearsal:
         self.probes: list[Probe] = []
         self.loaded_s = 0.0  # until all workers were ready
         self.note = note
-        self._plan, self._workers, self._show = plan, workers, show
+        self.workers = workers  # that may still take part
+        self._plan, self._show = plan, show
         self._ready: set[str] = set()
         self._held: dict[str, set[int]] = {}
+        self._stopped: set[int] = set()  # trials that were told so
         self._at = 0  # the probe that is under way
         self._given = 0  # of its trials
         self._began = time.monotonic()
@@ -99,8 +101,14 @@ class Rehearsal:
                 held.clear()
 
     def gave_up(self, worker: str, why: str) -> None:
-        """The others are not to wait for it."""
-        self._workers -= 1
+        """The others neither wait for it nor do its part; nor would they in the sweep."""
+        self.workers -= 1
+        if self.setup is not None:
+            at_once = max(1, self.setup.capacity * self.workers)
+            for probe in self.probes:
+                if probe.began is None:
+                    probe.trials = probe.trials[:at_once]
+        self._notice_loaded()
         self.note(why)
 
     def beat(self) -> None:
@@ -121,11 +129,11 @@ class Rehearsal:
             self.setup = setup
             self.probes = list(self._plan(setup))
         self._ready.add(worker)
-        self.loaded_s = self.loaded_s or self._seconds_to_load()
+        self._notice_loaded()
 
     def next_trial(self, worker: str) -> TrialConfig | Turn:
         """A trial of the probe under way; all workers are waited for, they will work at once."""
-        if len(self._ready) < self._workers:
+        if len(self._ready) < self.workers:
             return Turn.WAIT
         probe = self._next_probe()
         if probe is None:
@@ -145,7 +153,8 @@ class Rehearsal:
         if probe is None:
             return ENOUGH
         took = time.monotonic() - (probe.began or 0.0)
-        return ENOUGH if probe.limit_s is not None and took > probe.limit_s else CONTINUE
+        over = probe.limit_s is not None and took > probe.limit_s
+        return self._enough(number) if over else CONTINUE
 
     def report(self, worker: str, report: Report) -> Verdict:
         """Two ticks are enough."""
@@ -153,7 +162,8 @@ class Rehearsal:
             return ENOUGH
         seen = self._now.reports.setdefault(report.trial, [])
         seen.append(report)
-        return ENOUGH if len(seen) >= TICKS else self.alive(worker, report.trial, 0)
+        enough = len(seen) >= TICKS
+        return self._enough(report.trial) if enough else self.alive(worker, report.trial, 0)
 
     def finish(self, worker: str, result: TrialResult) -> None:
         """A probe's end; one that came to no tick is followed by one that is only evaluated."""
@@ -161,9 +171,12 @@ class Rehearsal:
         if probe is None or result.trial not in self._held.get(worker, ()):
             return
         self._held[worker].discard(result.trial)
+        if result.outcome is Outcome.STOPPED and result.trial not in self._stopped:
+            result = replace(result, outcome=Outcome.FAILED)  # its device is full of others
         probe.results[result.trial] = result
         if probe.over and result.outcome is Outcome.STOPPED and not probe.reports:
-            self.probes.insert(self._at + 1, _one_batch(probe))
+            free = 1 + max(trial.number for each in self.probes for trial in each.trials)
+            self.probes.insert(self._at + 1, _one_batch(probe, free))
 
     # --- within ------------------------------------------------------------------------------
 
@@ -176,14 +189,18 @@ class Rehearsal:
             self._at, self._given = self._at + 1, 0
         return self._now
 
-    def _seconds_to_load(self) -> float:
-        return time.monotonic() - self._began if len(self._ready) == self._workers else 0.0
+    def _enough(self, number: int) -> Verdict:
+        self._stopped.add(number)
+        return ENOUGH
+
+    def _notice_loaded(self) -> None:
+        if not self.loaded_s and len(self._ready) == self.workers:
+            self.loaded_s = time.monotonic() - self._began
 
 
-def _one_batch(probe: Probe) -> Probe:
-    """The same trials, cut down to one batch and one evaluation."""
+def _one_batch(probe: Probe, free: int) -> Probe:
+    """The same trials, cut down to one batch and one evaluation, numbered from `free`."""
     first = probe.trials[0]
     budget = TrialBudget(examples=min(first.train.batch_size, first.budget.examples), ticks=1)
-    apart = 2 * len(probe.trials)  # from the numbers of the probes that there are
-    short = [replace(t, number=t.number + apart, budget=budget) for t in probe.trials]
+    short = [replace(t, number=free + k, budget=budget) for k, t in enumerate(probe.trials)]
     return Probe(name=probe.name, trials=short, limit_s=None)

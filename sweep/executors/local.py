@@ -114,11 +114,10 @@ class Local:
         for worker in list(self._workers.values()):
             if not worker.prepared:
                 worker.notice_work()
-            busy = not worker.prepared or self._driver.holds_trials(worker.name)
             if over and not worker.prepared:
                 self._remove(worker, at_once=True)
                 worker.forget()
-            elif busy and worker.silent_s > patience:
+            elif worker.silent_s > patience:  # also one without a trial, which asks for one
                 worker.error = f"silent for {patience:g} s; executor.patience_s=... waits longer"
                 self._gone(worker, at_once=True)
             elif worker.process.poll() is not None and not worker.connection.poll():
@@ -153,6 +152,8 @@ class Local:
         if hopeless:
             self._driver.gave_up(worker.name, f"{said}; it is given up, the others go on{words}")
         elif not self._driver.ending:
+            if self._false_starts[worker.index]:  # no trial's line has told it
+                self._driver.note(f"{said}; another takes its place")
             self._start(worker.index)
 
     def _remove(self, worker: WorkerProcess, *, at_once: bool) -> int:

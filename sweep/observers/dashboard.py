@@ -7,15 +7,18 @@ killed driver left undone the next one does.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
 from typing import Any
 
 from sweep.observers import Closed, Opened
 from sweep.secrets import masked
+from sweep.study.guard import passing
 from trials.contract import Report, TrialConfig, TrialResult, Verdict
 
 CLOSE_TIMEOUT_S = 30.0  # for what is still to be written at the end
+PAUSE_S = 1.0  # before a database that could not be used is tried again
 Step = Callable[[], None]
 
 
@@ -28,7 +31,7 @@ class Dashboard:
         self._note, self._close_timeout_s = note, close_timeout_s
         self._steps: SimpleQueue[int | None] = SimpleQueue()  # trials; None: the end
         self._thread: threading.Thread | None = None
-        self._stopped = False
+        self._closing = self._stopped = False
 
     def progress(self, worker: str, what: str, done: int, total: int) -> None:
         """Nothing is written before the study is open."""
@@ -50,6 +53,7 @@ class Dashboard:
 
     def closed(self, closed: Closed) -> None:
         """Waits for what is left, but not for long: the next run does the rest."""
+        self._closing = True
         self._steps.put(None)
         if self._thread is None:
             return
@@ -67,11 +71,20 @@ class Dashboard:
         self._steps.put(None)
 
     def _run(self, opened: Opened) -> None:
-        try:
-            self._write(opened)
-        except Exception as error:
-            why = masked(f"{type(error).__name__}: {error}".splitlines()[0])
-            self._note(f"The dashboard's notes and artifacts are left out: {why}")
+        """Whatever a database that was away has missed is found anew: it may all be done twice."""
+        while not self._stopped:
+            last = self._closing
+            try:
+                self._write(opened)
+                return
+            except Exception as error:
+                if last or not passing(error):
+                    why = masked(f"{type(error).__name__}: {error}".splitlines()[0])
+                    self._note(f"The dashboard's notes and artifacts are left out: {why}")
+                    return
+            time.sleep(PAUSE_S)
+            if self._closing:
+                self._steps.put(None)  # the one that there was may have been taken
 
     def _write(self, opened: Opened) -> None:
         from sweep.dashboard.pages import Pages

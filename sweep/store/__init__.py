@@ -14,7 +14,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from sweep.store import older, samples, schema
-from sweep.store.database import connect, hurry, settle, shown, sqlite_path, upsert
+from sweep.store.database import (
+    connect,
+    hurry,
+    settle,
+    shown,
+    sqlite_path,
+    storable,
+    unusable,
+    upsert,
+)
 from sweep.store.records import StudyRecord as StudyRecord
 from sweep.store.records import TrialRecord as TrialRecord
 from sweep.store.records import finite, study_record, trial_record
@@ -76,8 +85,8 @@ class Store:
                 foreign = schema.foreign(db)
                 if found is None and create:
                     db.execute(schema.schema.insert().values(version=schema.VERSION))
-        except sa.exc.DBAPIError as error:
-            raise InputError(f"storage={shown(url)} cannot be used: {error.orig}") from error
+        except (sa.exc.DBAPIError, TypeError, RuntimeError) as error:  # or a driver lacks something
+            raise unusable(url, error) from error
         if foreign and (found is None or found <= schema.VERSION):
             raise InputError(
                 f"{shown(url)} has a table {foreign!r} that is neither sweep's nor Optuna's. "
@@ -115,7 +124,8 @@ class Store:
         }  # fmt: skip
         kept = row if setup.baseline_samples else first  # a run without samples leaves them
         kept["baseline_samples"] = to_json(setup.baseline_samples)
-        self._upsert(schema.studies, {"study_uuid": record.uuid}, row, first)
+        with self.engine.begin() as db:
+            upsert(db, schema.studies, {"study_uuid": record.uuid}, row, first)
 
     def spent(self, uuid: str, seconds: float, run: RunRecord | None = None) -> None:
         """Sets the wall-clock seconds that a study has used over all runs, and this run's part."""
@@ -181,16 +191,6 @@ class Store:
             upsert(db, schema.trials, key, row)
             self._curve(db, key, result.ticks + 1, result.history)
             samples.keep(db, key, result.ticks, result.samples)
-
-    def _upsert(
-        self,
-        table: sa.Table,
-        key: Mapping[str, Any],
-        row: Mapping[str, Any],
-        first: Mapping[str, Any] | None = None,
-    ) -> None:
-        with self.engine.begin() as db:
-            upsert(db, table, key, row, first)
 
     @staticmethod
     def _curve(
@@ -281,7 +281,7 @@ def _stop_running(
 ) -> None:
     table = schema.trials
     stopped = table.update().where(*where, table.c.outcome == RUNNING)
-    db.execute(stopped.values(outcome=Outcome.STOPPED.value, reason=reason))
+    db.execute(stopped.values(outcome=Outcome.STOPPED.value, reason=storable(reason)))
 
 
 def _trial_key(uuid: str, number: int, attempt: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from sweep.secrets import masked
+from sweep.store import servers
 from trials.contract import InputError
 
 BUSY_TIMEOUT_S = 5.0  # how long a locked SQLite file is waited for without a word
@@ -18,7 +19,7 @@ BUSY_TIMEOUT_S = 5.0  # how long a locked SQLite file is waited for without a wo
 
 def shown(url: str) -> str:
     """A database URL without its password, wherever in it that is."""
-    return masked(_parsed(url).render_as_string(hide_password=True))
+    return masked(_parsed(masked(url)).render_as_string(hide_password=True))
 
 
 def sqlite_path(url: str) -> Path | None:
@@ -30,19 +31,31 @@ def sqlite_path(url: str) -> Path | None:
 
 
 def engine_options(url: str) -> dict[str, Any]:
-    """Keyword arguments for `create_engine`: a locked SQLite file is waited for."""
-    sqlite = _parsed(url).get_backend_name() == "sqlite"
-    return {"connect_args": {"timeout": BUSY_TIMEOUT_S}} if sqlite else {"pool_pre_ping": True}
+    """Keyword arguments for `create_engine`: how long a file or a server may keep it waiting."""
+    parsed = _parsed(url)
+    if parsed.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+    return servers.options(parsed)
 
 
 def connect(url: str) -> sa.Engine:
     """An engine on the database. Raises `InputError` if the URL or its driver is not usable."""
-    try:
-        return sa.create_engine(url, **engine_options(url))
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError) as error:
-        raise InputError(f"storage={shown(url)} is not a database URL: {error}") from None
-    except ModuleNotFoundError as error:
-        raise InputError(f"storage={shown(url)} needs: pip install {error.name}") from None
+    servers.check(_parsed(url), url)
+    engine = sa.create_engine(url, **engine_options(url))
+    servers.speak_of_locks(engine)
+    return engine
+
+
+def unusable(url: str, error: Exception) -> InputError:
+    """What a database said when it was opened, and what to type."""
+    why = words(error)
+    return InputError(f"storage={shown(url)} cannot be used: {why}{servers.advice(why)}")
+
+
+def words(error: BaseException) -> str:
+    """What a database said, in one line, without the statement that it was given."""
+    said, _, _ = str(getattr(error, "orig", None) or error).partition("\nLINE ")
+    return " ".join(said.split())
 
 
 def _parsed(url: str) -> sa.URL:
@@ -91,5 +104,14 @@ def upsert(
 ) -> None:
     """Updates the row with this key or inserts it; `first` is written on insertion only."""
     where = [table.c[name] == value for name, value in key.items()]
+    row = {name: storable(value) for name, value in row.items()}
     if db.execute(table.update().where(*where).values(**row)).rowcount == 0:
-        db.execute(table.insert().values(**key, **row, **(first or {})))
+        first = {name: storable(value) for name, value in (first or {}).items()}
+        db.execute(table.insert().values(**key, **row, **first))
+
+
+def storable(value: Any) -> Any:
+    """A text without what some database cannot hold: NUL, and halves of a character."""
+    if not isinstance(value, str) or value.isascii() and "\0" not in value:
+        return value
+    return value.replace("\0", "\N{SYMBOL FOR NULL}").encode("utf-8", "replace").decode()

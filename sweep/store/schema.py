@@ -28,6 +28,8 @@ from sqlalchemy.dialects import mysql
 VERSION = 1
 
 LONG = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")  # MySQL's TEXT ends at 64 KiB
+# MySQL would take the database's own, which may lack most characters.
+UTF8: dict[str, Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
 metadata = MetaData()
 
 
@@ -48,7 +50,7 @@ def foreign(db: Connection) -> str | None:
     return None
 
 
-schema = Table("sweep_schema", metadata, Column("version", Integer, primary_key=True))
+schema = Table("sweep_schema", metadata, Column("version", Integer, primary_key=True), **UTF8)
 
 studies = Table(
     "sweep_studies",
@@ -70,6 +72,7 @@ studies = Table(
     Column("seconds", Double, nullable=False),
     Column("versions", LONG, nullable=False),
     Column("setup", LONG, nullable=False),
+    **UTF8,
 )
 
 trials = Table(
@@ -100,6 +103,7 @@ trials = Table(
     Column("device", Text, nullable=False),
     Column("versions", LONG, nullable=False),
     Column("config", LONG, nullable=False),
+    **UTF8,
 )
 
 ticks = Table(
@@ -121,6 +125,7 @@ ticks = Table(
     Column("worker", String(255), nullable=False),
     Column("slot", Integer, nullable=False),
     Column("reported_at", Double, nullable=False),
+    **UTF8,
 )
 
 curves = Table(
@@ -132,6 +137,7 @@ curves = Table(
     _key("tick", Integer),  # the tick that these optimizer steps led to
     # [[examples, train_loss, learning_rate, grad_norm, tokens_per_s], ...]
     Column("points", LONG, nullable=False),
+    **UTF8,
 )
 
 samples = Table(
@@ -142,6 +148,7 @@ samples = Table(
     _key("attempt", Integer),
     _key("tick", Integer),  # how far the trial was
     Column("samples", LONG, nullable=False),  # [{prompt, reference, generated}, ...]
+    **UTF8,
 )
 
 runs = Table(
@@ -156,6 +163,7 @@ runs = Table(
     Column("started_at", Double, nullable=False),
     Column("seconds", Double, nullable=False),
     Column("trials", LONG, nullable=False),  # {number: [seconds, device seconds]}, not ended ones
+    **UTF8,
 )
 
 locks = Table(
@@ -168,6 +176,7 @@ locks = Table(
     Column("process_started", Double, nullable=False),
     Column("since", Double, nullable=False),
     Column("alive_at", Double, nullable=False),
+    **UTF8,
 )
 
 event.listen(

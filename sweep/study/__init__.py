@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 import sqlalchemy as sa
@@ -15,8 +15,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from sweep.config import SweepConfig
-from sweep.store import NothingThere, Store, TrialRecord, study_of
-from sweep.store.database import engine_options, hurry, shown
+from sweep.store import NothingThere, Store, TrialRecord, servers, study_of
+from sweep.store.database import connect, engine_options, hurry, shown, unusable
 from sweep.store.runs import RunRecord
 from sweep.streams import tell
 from sweep.study import identity, lock
@@ -29,6 +29,7 @@ from trials.contract import InputError, Setup
 
 ATTRIBUTE = "sweep"  # says what the study is; Optuna's own half of attributes, none shows it
 NO_TABLE = ("no such table", "does not exist", "doesn't exist")  # SQLite, PostgreSQL, MySQL
+T = TypeVar("T")
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)  # failed trials do not count
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -102,7 +103,7 @@ def open_study(config: SweepConfig, setup: Setup, guard: Guard | None = None) ->
     """Opens the study, or makes it; leaves nothing half-made. Raises `InputError`."""
     guard = guard or Guard(config.storage, tell)
     with nothing_left_behind(config):
-        store = guard.call(Store, config.storage, create=True)
+        store = guard.call(_alone, Store, config.storage)
         try:
             held = guard.call(lock.take, store.engine, config.study)
         except BaseException:
@@ -129,7 +130,7 @@ def _opened(
     rule = pruner(config.pruner, ticks=config.values["budget.ticks"], study=config.study)
     proposals = sampling(config.sampler, config.space, config.values, config.seed)
     facts = identity.planned(config) | identity.found(setup)
-    storage = guard.call(_storage, config.storage, create=True)
+    storage = guard.call(_alone, _storage, config.storage)
     try:
         study, known = guard.call(_load_or_create, config, storage, facts)
         identity.refuse_other(config.study, known["facts"], facts)
@@ -148,6 +149,8 @@ def _look(config: SweepConfig) -> Standing | None:
     try:
         store = Store(config.storage)
     except NothingThere:
+        with _connected(config.storage) as engine:
+            servers.check_new(engine, shown(config.storage))
         return None
     try:
         lock.refuse_if_held(store.engine, config.study)
@@ -160,6 +163,7 @@ def _standing(config: SweepConfig, store: Store) -> Standing | None:
     """Null where there is no such study, or a driver was killed while it made Optuna's tables."""
     with suppress(KeyError, _Unfinished), _read_only(config.storage) as storage:
         study = optuna.load_study(study_name=config.study, storage=storage)
+        _refuse_namesake(study)
         if known := what_it_is(study):
             facts = identity.planned(config)
             identity.refuse_other(config.study, known["facts"], facts, same_names=False)
@@ -193,6 +197,21 @@ def _progress(study: optuna.Study, store: Store, known: dict[str, Any]) -> Stand
     )
 
 
+@contextmanager
+def _connected(url: str) -> Iterator[sa.Engine]:
+    engine = connect(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _alone(make: Callable[..., T], url: str) -> T:
+    """Makes the tables of a database while no other sweep makes them."""
+    with _connected(url) as engine, servers.one_at_a_time(engine):
+        return make(url, create=True)
+
+
 class _Unfinished(Exception):
     """Optuna's tables are not all there."""
 
@@ -216,12 +235,12 @@ def _storage(url: str, *, create: bool) -> RDBStorage:
     try:
         options = engine_options(url)
         storage = RDBStorage(url, engine_kwargs=options, skip_table_creation=not create)
+        servers.speak_of_locks(storage.engine)
         if create:
             hurry(storage.engine)
         return storage
     except (sa.exc.SQLAlchemyError, RuntimeError, ImportError) as error:
-        why = getattr(error, "orig", None) or error
-        raise InputError(f"storage={shown(url)} cannot be used: {why}") from error
+        raise unusable(url, error) from error
 
 
 def _load_or_create(
@@ -231,6 +250,7 @@ def _load_or_create(
     study = optuna.create_study(
         study_name=config.study, storage=storage, direction="minimize", load_if_exists=True
     )
+    _refuse_namesake(study)
     if known := what_it_is(study):
         return study, known
     if study.get_trials(deepcopy=False):
@@ -242,6 +262,16 @@ def _load_or_create(
     known = {"uuid": str(uuid.uuid4()), "facts": facts, "configured": typed}
     storage.set_study_system_attr(study._study_id, ATTRIBUTE, known)
     return study, known
+
+
+def _refuse_namesake(study: optuna.Study) -> None:
+    """MySQL tells no capitals from small letters, so that another study may answer to the name."""
+    found = study._storage.get_study_name_from_id(study._study_id)
+    if found != study.study_name:
+        raise InputError(
+            f"study={study.study_name}: this database takes it for {found!r}, which is there. "
+            f"Type study={found} or study=<another name>."
+        )
 
 
 def _write_row(

@@ -18,14 +18,18 @@ from typing import Any, TypeVar, cast
 import sqlalchemy as sa
 from optuna.exceptions import UpdateFinishedTrialError
 
-from sweep.store.database import shown, sqlite_path
+from sweep.store import servers
+from sweep.store.database import shown, sqlite_path, words
 from sweep.study.lock import StudyLock
 from trials.contract import InputError
 
 WAIT_S = 600.0  # the longest that a database is waited for
 PAUSE_S = 0.5  # between two tries
 RECENT_S = 1.0  # a look at the lock so long ago will do: nobody takes it over in that time
-HOPELESS = ("readonly", "malformed", "not a database", "no such table", "no such column")
+HOPELESS = ("readonly", "malformed", "not a database", "no such table", "no such column",
+            *servers.HOPELESS)  # fmt: skip
+EXPECTED = (sa.exc.OperationalError, sa.exc.InterfaceError,
+            sa.exc.ProgrammingError, sa.exc.InternalError)  # the last two: of tables and rights
 T = TypeVar("T")
 
 
@@ -98,19 +102,16 @@ class Guard:
         if cause is None:
             raise error
         self._check_file()
-        if not isinstance(cause, (sa.exc.OperationalError, sa.exc.InterfaceError)) or (
-            isinstance(error, InputError) and _hopeless(cause)
-        ):
+        opening = isinstance(error, InputError)  # nothing is written yet
+        if not isinstance(cause, EXPECTED) or opening and (not passing(error) or _mistyped(cause)):
             raise error
-        if _hopeless(cause):
+        if not passing(error):
             raise StudyLost(f"{self._said(error)}. {_AGAIN}") from error
         if waited >= self._patience():
             raise StudyLost(f"{self._said(error)}, after {waited:.0f} s. {_AGAIN}") from error
 
     def _said(self, error: Exception) -> str:
-        cause = database_error(error)
-        why = " ".join(str(cause.orig if cause else error).split())
-        return f"storage={shown(self._url)} cannot be used: {why}"
+        return f"storage={shown(self._url)} cannot be used: {words(database_error(error) or error)}"
 
     def _check(self) -> None:
         """By the clock that others read, which goes on while this machine sleeps."""
@@ -156,8 +157,17 @@ def database_error(error: BaseException) -> sa.exc.DBAPIError | None:
     return found
 
 
-def _hopeless(error: sa.exc.DBAPIError) -> bool:
-    return any(word in str(error.orig) for word in HOPELESS)
+def passing(error: BaseException) -> bool:
+    """Whether it is of a database that may be used again if one waits."""
+    cause = database_error(error)
+    if not isinstance(cause, (sa.exc.OperationalError, sa.exc.InterfaceError)):
+        return False
+    return not any(word in str(cause.orig) for word in HOPELESS)
+
+
+def _mistyped(error: sa.exc.DBAPIError) -> bool:
+    """Whether the server's name leads nowhere: in a running sweep, that is the network's fault."""
+    return any(word in str(error.orig) for word in servers.NO_SUCH_HOST)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -22,6 +22,14 @@ from trials.contract import (
 )
 
 MOST_DEATHS = 2  # of workers under one trial, before it is failed
+MOST_RETURNS = 2  # of one trial by workers whose devices are full of what others hold
+ROOM_S = 60.0  # until a worker is asked again: a dying process leaves its device within seconds
+GIVEN_AWAY = Verdict(stop=True, reason="the trial was given away", outcome=Outcome.STOPPED)
+ASIDE = Verdict(
+    stop=True,
+    reason="set aside until each trial that its worker left has been tried alone",
+    outcome=Outcome.STOPPED,
+)
 
 
 @dataclass(kw_only=True)
@@ -38,6 +46,10 @@ class Live:
     passed: int = 0  # the last tick after which this driver told it to go on
     deaths: int = 0  # of its worker, since it last got further
     died_at: int = 0  # its tick then
+    cleared: bool = False  # the tick that it tells just now shows that it is no suspect
+    returns: int = 0  # by workers that had no memory for it beside what other processes hold
+    returned_by: str | None = None  # the last of them, not to be asked
+    room_at: float = 0.0  # before this time, of the driver's clock
 
     @property
     def suspect(self) -> bool:
@@ -53,13 +65,15 @@ class Live:
     def got_to(self, tick: int, loss: float) -> None:
         """A tick that was not told before; infinity stands for a loss that is not finite."""
         self.curve.losses[tick] = loss
-        if tick > self.died_at:
-            self.deaths = 0
+        if self.suspect and tick > self.died_at:
+            self.deaths, self.cleared = 0, True
 
     def answered(self, report: Report, verdict: Verdict) -> None:
         """What it was told at a tick."""
         self.last, self.stopped = report, verdict if verdict.stop else None
-        self.passed = self.passed if verdict.stop else max(self.passed, report.tick)
+        self.cleared = False
+        if not verdict.stop or verdict is ASIDE:
+            self.passed = max(self.passed, report.tick)
 
     def judge(self, report: Report, pruner: Pruner, others: Iterable[Curve]) -> Verdict:
         """What a tick means for the trial. At the last one it is complete, however it did.
@@ -94,11 +108,33 @@ class Live:
 
     def again(self, *, smaller: bool = False) -> None:
         """Waits for a worker; `smaller`: halves the micro-batch, which changes no result."""
-        train = self.config.train
         if smaller:
-            train = replace(train, micro_batch_size=max(1, self.rows // 2))
-        self.config = replace(self.config, attempt=self.config.attempt + 1, train=train)
+            self.cut(self.rows // 2)
+        self.config = replace(self.config, attempt=self.config.attempt + 1)
         self.worker = self.stopped = None
+
+    def cut(self, rows: int) -> None:
+        """From now on one forward holds so many examples at most, and one at least."""
+        train = replace(self.config.train, micro_batch_size=max(1, min(rows, self.rows)))
+        self.config = replace(self.config, train=train)
+
+    def crowded_out(self, result: TrialResult, now: float, *, shared: bool) -> TrialResult:
+        """What its worker's return of it comes to; any other result as it is.
+
+        It is tried once more, when a dying process has left. Then it is a failure, from which the
+        sampler learns nothing; but if the sweep's own workers share the device, it does not fit.
+        """
+        if result.outcome is not Outcome.STOPPED or self.stopped:
+            return result
+        self.returns += 1
+        self.returned_by, self.room_at = self.worker, now + ROOM_S
+        if self.returns < MOST_RETURNS:
+            return replace(result, reason=f"{result.reason}; it is tried again later")
+        return replace(result, outcome=Outcome.INFEASIBLE if shared else Outcome.FAILED)
+
+    def waits_for_room(self, worker: str, now: float) -> bool:
+        """Whether it waits for memory on this worker's device."""
+        return self.worker is None and self.returned_by == worker and now < self.room_at
 
     def honest(self, result: TrialResult) -> TrialResult:
         """The result as the driver's own verdict, and a loss that is not finite, have it."""
@@ -152,14 +188,27 @@ class Ledger:
         """The trials a worker has."""
         return [live for live in self.live.values() if live.worker == worker]
 
+    @property
+    def suspects(self) -> list[Live]:
+        """Those that are still to be tried alone."""
+        return [live for live in self.live.values() if live.suspect and live.worker is None]
+
+    def sets_aside(self, live: Live) -> bool:
+        """Whether a trial that has just got further makes room, so that all go on together soon."""
+        return live.cleared and bool(self.suspects)
+
+    def nothing_for(self, worker: str, now: float) -> bool:
+        """Whether it must wait: it tries a suspect, or its device has no room at present."""
+        if any(live.suspect or live.stopped is ASIDE for live in self.held_by(worker)):
+            return True
+        return any(live.waits_for_room(worker, now) for live in self.live.values())
+
     def waiting_for(self, worker: str) -> Live | None:
-        """The next trial that this worker may take over, or null."""
-        held = self.held_by(worker)
-        for number in sorted(self.live):
-            live = self.live[number]
-            if live.worker is None and not (live.suspect and held):
-                return live
-        return None
+        """The next trial that this worker may take over, or null; suspects first, each alone."""
+        if not self.held_by(worker) and (suspects := self.suspects):
+            return min(suspects, key=lambda live: live.config.number)
+        free = [n for n, live in self.live.items() if live.worker is None and not live.suspect]
+        return self.live[min(free)] if free else None
 
     def others(self, number: int) -> Iterable[Curve]:
         """The curves of all trials but this."""

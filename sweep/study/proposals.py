@@ -21,6 +21,7 @@ from trials.contract import Outcome, Report, Setup, TrialResult, tick_examples
 
 REASON_LIMIT = 300  # characters shown in the dashboard's table; our tables have all
 COPY = "copy"  # stands where a worker's name would
+ROWS = "micro_batch_size"  # attribute: what is left of it since memory was missing
 LEARNT_FROM = (Outcome.PRUNED, Outcome.DIVERGED, Outcome.INFEASIBLE)  # told as PRUNED
 ENDED = {outcome.value for outcome in Outcome} - {Outcome.STOPPED.value}
 
@@ -84,6 +85,10 @@ class Proposals:
             return live
         return None
 
+    def keep_rows(self, live: Live) -> None:
+        """Has the next driver know, too, how many examples a forward may hold."""
+        self.study.describe(live.config.number, ROWS, live.rows)
+
     def commit(self, live: Live, result: TrialResult) -> None:
         """Attributes, then tell, which ends the trial for good."""
         self._describe(live, result)
@@ -141,6 +146,8 @@ class Proposals:
         """A trial that a dead or stopped driver left: same number, same parameters, same ticks."""
         self.study.attach(frozen.number)
         live = self._live(frozen.number, frozen.params, attempt)
+        if (rows := frozen.user_attrs.get(ROWS)) is not None:
+            live.cut(int(rows))
         self.ledger.live[frozen.number] = live
         told = live.curve.losses
         told.update(frozen.intermediate_values)

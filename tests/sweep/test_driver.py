@@ -478,8 +478,43 @@ def test_the_guilty_of_a_pack_fails_alone(config: SweepConfig) -> None:
     innocent = take(link)
     assert [r.trial for r in seen.results] == [guilty.number]
     assert link.next_trial() is Turn.WAIT
-    assert not tell(link, innocent, 1, 0.5).stop  # it got further: no suspect any more
-    assert take(link).number == 3  # the other suspect waits until it can train alone
+    aside = tell(link, innocent, 1, 0.5)  # it got further: no suspect any more
+    assert aside.outcome is Outcome.STOPPED and "tried alone" in str(aside.reason)
+    assert link.next_trial() is Turn.WAIT  # until its worker has let go of it
+    end(link, innocent, aside.outcome)
+    assert [take(link).number, link.next_trial()] == [2, Turn.WAIT]
+    driver.close()
+
+
+def test_the_innocent_of_a_pack_go_on_together(config: SweepConfig) -> None:
+    driver, link = ready(config)
+    for _ in range(3):
+        take(link)
+    driver.lost("w0", "killed by SIGKILL")
+    for number in range(2):
+        alone = take(link)
+        assert alone.number == number and link.next_trial() is Turn.WAIT
+        aside = tell(link, alone, 1, 0.5)
+        end(link, alone, aside.outcome)
+    last = take(link)
+    assert last.number == 2 and not tell(link, last, 1, 0.5).stop
+    assert [take(link).number for _ in range(3)] == [0, 1, 3]  # all, and a new one
+    driver.close()
+
+
+def test_one_set_aside_may_go_on_beside_others(config: SweepConfig) -> None:
+    driver, link = ready(config)
+    other = driver.connect("w1")
+    busy, first, second = take(other), take(link), take(link)
+    driver.lost("w0", "killed by SIGKILL")
+    alone = take(link)
+    aside = tell(link, alone, 2, 0.5)
+    end(link, alone, aside.outcome)
+    again = take(other)  # while the suspect still waits
+    assert [busy.number, again.number, alone.number] == [0, 1, 1]
+    assert not other.report(dataclasses.replace(tick_report(again, 2, 0.5), again=True)).stop
+    assert not tell(other, again, 3, 0.4).stop
+    assert take(link).number == second.number > first.number
     driver.close()
 
 

@@ -130,13 +130,13 @@ def test_a_database_with_a_password_runs_and_no_file_knows_it(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Server, "file", tmp_path / "served.db")
-    registry.impls["planted"] = lambda: Server
+    registry.impls["mysql.planted"] = lambda: Server
     typed = [*RUNS, "executor=inline", "n_trials=2", "engine.seconds_per_tick=0", "study=served"]
-    storage = "storage='planted://me:database-hush-word@host/db?sslkey=proxy-hush-word'"
+    storage = "storage='mysql+planted://me:database-hush-word@host/db?sslkey=proxy-hush-word'"
     for _ in range(2):  # anew, and once more when it is finished
         assert main([*typed, storage]) == 0
         told = capsys.readouterr()
-        assert "planted://me:***@host" in told.out and found(told.out + told.err) == []
+        assert "mysql+planted://me:***@host" in told.out and found(told.out + told.err) == []
     assert Server.file.stat().st_size > 0
     assert found_in(tmp_path) == {}
 

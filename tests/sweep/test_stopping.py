@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,12 @@ from sweeping import SPACE, Recorder, stored, sweep_config
 
 from sweep.config import SweepConfig
 from sweep.ending import INTERRUPTED
+from sweep.observers import Observers
+from sweep.observers.console import DRAWING_PER_S, LiveConsole
+from sweep.observers.tally import Tally
 from sweep.run import run_sweep
+from sweep.store import TrialRecord
+from trials.contract import Report, Verdict
 
 ROOT = Path(__file__).parents[2]
 TYPED = ("tracking=none", "device=cpu", "study=test", "n_trials=3", "pruner=none", *SPACE)
@@ -74,6 +81,93 @@ def test_a_stop_while_workers_load_leaves_nothing(tmp_path: Path) -> None:
     assert process.returncode == INTERRUPTED and list(tmp_path.iterdir()) == []
 
 
+SILENT = """
+import sys, time
+from sweep import run
+from sweep.__main__ import main
+from sweep.store import Store
+
+def silent(*_, **__):
+    print("asked", flush=True)
+    while True:
+        time.sleep(1)
+
+run.STUCK_S, Store.tick = 0.1, silent
+sys.exit(main())
+"""
+
+
+def test_a_second_stop_ends_a_run_whose_database_answers_nothing(tmp_path: Path) -> None:
+    process = start(tmp_path, "engine=simulated", "engine.seconds_per_tick=0", code=SILENT)
+    assert process.stdout
+    while "asked" not in process.stdout.readline():
+        assert process.poll() is None
+    twice(psutil.Process(process.pid))
+    time.sleep(0.2)  # two signals at once may be one
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == INTERRUPTED and "sweep: interrupted" in errors
+    config = sweep_config(tmp_path, *AGAIN)
+    assert run_sweep(config, Recorder()) == 0 and len(stored(config)[1]) == 3
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_pressed_again_and_again_is_ctrl_c_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the signal before it is still being answered."""
+    config, started = sweep_config(tmp_path, "executor=inline"), []
+
+    class Pressed(threading.Timer):
+        def start(self) -> None:
+            started.append(self)
+            signal.raise_signal(signal.SIGINT)
+            super().start()
+
+    monkeypatch.setattr("sweep.run.threading.Timer", Pressed)
+    assert run_sweep(config, Presses(times=2)) == INTERRUPTED
+    assert len(started) == 1
+    assert run_sweep(config, Recorder()) == 0
+
+
+class Presses(Recorder):
+    """Ctrl-C, so to speak, at the first report."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._left = times
+
+    def reported(self, report: Report, verdict: Verdict) -> None:
+        while self._left:
+            self._left -= 1
+            signal.raise_signal(signal.SIGINT)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.timeout(60)
+def test_ctrl_c_may_come_while_the_table_is_brought_up_to_date(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a thread waits to draw it."""
+    config, stream = sweep_config(tmp_path, "executor=inline"), Terminal()
+    take_in, pressed = Tally.reported, []
+
+    def reported(tally: Tally, report: Report, verdict: Verdict) -> TrialRecord:
+        if not pressed:
+            time.sleep(2.5 / DRAWING_PER_S)
+            pressed.append(signal.raise_signal(signal.SIGINT))
+        return take_in(tally, report, verdict)
+
+    monkeypatch.setattr(Tally, "reported", reported)
+    console = LiveConsole(config, stream, width=160)
+    assert run_sweep(config, Observers([console], note=console.note)) == INTERRUPTED
+    assert "Stopping: every trial ends after its current step." in stream.getvalue()
+
+
 def test_a_second_driver_is_refused_and_told_who_holds_the_study(tmp_path: Path) -> None:
     process = start(tmp_path, *LONG)
     wait_for(process, lambda: "trial 1 started" in said(tmp_path))
@@ -86,10 +180,10 @@ def test_a_second_driver_is_refused_and_told_who_holds_the_study(tmp_path: Path)
     assert run_sweep(sweep_config(tmp_path, *AGAIN), Recorder()) == 0  # a dead one holds nothing
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+def start(folder: Path, *more: str, code: str | None = None) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "400"}
     return subprocess.Popen(
-        [sys.executable, "-m", "sweep", *TYPED, *more],
+        [sys.executable, *(["-c", code] if code else ["-m", "sweep"]), *TYPED, *more],
         cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

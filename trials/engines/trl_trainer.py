@@ -182,8 +182,9 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
         )
         if self.accelerator.scaler is not None and numbers["scaler"]:
             self.accelerator.scaler.load_state_dict(numbers["scaler"])
-        if self.run.trial.train.micro_batch_size is None:
-            self.run.feed.limit = Limit(**numbers["limit"])  # the same sums, to the last bit
+        kept, asked = Limit(**numbers["limit"]), self.run.feed.limit
+        if asked.rows is None or (kept.rows or asked.rows) < asked.rows:
+            self.run.feed.limit = kept  # the same sums, to the last bit
 
     def floating_point_ops(self, inputs: object) -> int:
         return 0  # the Trainer would walk all parameters at every step for it

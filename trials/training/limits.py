@@ -25,7 +25,10 @@ CHECKPOINTED_BYTES = 12  # one hidden state per layer, and one layer's activatio
 FORWARD_BYTES = 4  # without gradients hardly more than one layer's
 LOGIT_BYTES = 16  # for each target and vocabulary entry: half and full precision, and gradients
 # What libraries without an error of their own say when they get no memory.
-ALLOCATORS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
+HOST_ALLOCATOR = "DefaultCPUAllocator"
+ALLOCATORS = (HOST_ALLOCATOR, "CUBLAS_STATUS_ALLOC_FAILED")
+CROWD_BYTES = 2 * 2**30  # of a device: this process's CUDA context and kernels stay below it
+CROWD_SHARE = 0.1  # of a device: what others hold below it decides about hardly any trial
 SHARE = 0.6  # of the free memory: the estimate is rough, and a step that fails is cut in two
 
 
@@ -51,11 +54,13 @@ def out_of_memory(error: BaseException) -> bool:
 def end_of(error: Exception, device: torch.device) -> tuple[Outcome, str]:
     """What an error makes of a trial, and why; a bug is written to the worker's log.
 
-    Raises DeviceLost where it has left the device unusable for this process.
+    What does not fit beside much that other processes hold is stopped: it may fit another time.
+    Raises DeviceLost where the error has left the device unusable for this process.
     """
     said = (str(error) or type(error).__name__).splitlines()[0]
     if out_of_memory(error):
-        return Outcome.INFEASIBLE, f"does not fit into memory: {said}{_taken_by_others(device)}"
+        on_host = isinstance(error, MemoryError) or HOST_ALLOCATOR in said
+        return _too_large(said, torch.device("cpu") if on_host else device)
     traceback.print_exception(error)
     check_device(device, error)
     return Outcome.FAILED, f"{type(error).__name__}: {said}"
@@ -101,12 +106,17 @@ def _limit(base: Base, bytes_per_unit: int) -> Limit:
     return Limit(tokens=min(max(tokens, 1), MOST_TOKENS), targets=max(int(0.3 * free / target), 1))
 
 
-def _taken_by_others(device: torch.device) -> str:
+def _too_large(said: str, device: torch.device) -> tuple[Outcome, str]:
     if device.type != "cuda":
-        return ""
+        return Outcome.INFEASIBLE, f"does not fit into memory: {said}"
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
-    return f" (of it, other processes and the CUDA context hold {others / 2**30:.1f} GiB)"
+    hold = f"{others / 2**30:.1f} GiB"
+    if others > max(CROWD_BYTES, CROWD_SHARE * total):
+        beside = f"other processes, which hold {hold} of {device}'s {total / 2**30:.1f} GiB"
+        return Outcome.STOPPED, f"does not fit into memory beside {beside}: {said}"
+    context = f"(of it, other processes and the CUDA context hold {hold})"
+    return Outcome.INFEASIBLE, f"does not fit into memory: {said} {context}"
 
 
 def _free_bytes(device: torch.device) -> int:

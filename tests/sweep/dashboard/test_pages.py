@@ -17,6 +17,7 @@ from sweeping import Recorder, ready, run_inline, stored, sweep_config
 
 from sweep.config import SweepConfig
 from sweep.dashboard.files import ADAPTER, FOLDER
+from sweep.dashboard.pages import Pages
 from sweep.observers import Observers
 from sweep.observers.dashboard import Dashboard
 from sweep.observers.files import Files
@@ -275,6 +276,24 @@ def test_trouble_is_said_once_and_costs_no_trial(tmp_path: Path) -> None:
     assert all(record.outcome != "running" for record in stored(config)[1])
     (config.results_dir / FOLDER).unlink()
     assert swept(config) == []  # and later it is done
+
+
+def test_a_database_that_was_away_is_caught_up_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sweep.observers.dashboard.PAUSE_S", 0.01)
+    written, away = Pages.trial, iter([True])
+
+    def trial(pages: Pages, number: int) -> None:
+        if number == 1 and next(away, False):
+            raise sa.exc.OperationalError("select", {}, Exception("server closed the connection"))
+        written(pages, number)
+
+    monkeypatch.setattr(Pages, "trial", trial)
+    config = sweep_config(tmp_path, "n_trials=4")
+    assert swept(config) == []
+    with served(config) as client:
+        assert all(t["note"]["body"] for t in client.study(config.study)["trials"])
 
 
 def test_a_stuck_thread_does_not_hold_up_the_end(tmp_path: Path) -> None:

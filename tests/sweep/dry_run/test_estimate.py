@@ -112,6 +112,39 @@ def test_what_does_not_fit_is_told_from_what_fails(tmp_path: Path) -> None:
         assert whole([found], trials=4, at_once=1, devices=1, loaded_s=0.0) is None
 
 
+def test_what_has_no_room_beside_others_is_said(tmp_path: Path) -> None:
+    """A worker gives such a trial back unasked; in a sweep it would be tried again."""
+    made = rehearsal(tmp_path)
+    made.next_trial("w0")
+    made.finish("w0", ended(0, reason="does not fit beside other processes"))
+    (found,) = estimates(made.probes)
+    assert (found.why_not, found.seconds) == ("does not fit beside other processes", None)
+
+
+def test_a_worker_that_is_given_up_does_no_work(tmp_path: Path) -> None:
+    made = rehearsal(tmp_path, trials=3, workers=3)
+    assert made.next_trial("w0") is Turn.WAIT and made.loaded_s == 0
+    made.gave_up("w1", "it cannot start")
+    assert made.next_trial("w0") is Turn.WAIT
+    made.prepared("w2", made.setup)
+    assert [made.next_trial(worker) for worker in ("w0", "w2", "w0")] == [
+        trial(0), trial(1), Turn.WAIT
+    ]  # fmt: skip
+    assert made.workers == 2 and made.loaded_s > 0
+
+
+def test_where_the_last_to_prepare_is_given_up_the_others_begin(tmp_path: Path) -> None:
+    made = rehearsal(tmp_path, trials=2, workers=2)
+    made.gave_up("w1", "it cannot start")
+    assert made.loaded_s > 0
+    assert made.next_trial("w0") == trial(0)
+    made.probes[0].limit_s = -1.0
+    assert made.alive("w0", 0, 0) == ENOUGH
+    made.finish("w0", ended(0, examples=50, seconds=10.0))
+    short = made.next_trial("w0")
+    assert isinstance(short, TrialConfig) and short.number == 1 and short.budget.ticks == 1
+
+
 def test_a_sweep_takes_its_rounds_and_the_loading(tmp_path: Path) -> None:
     made = rehearsal(tmp_path)
     made.next_trial("w0")

@@ -103,8 +103,22 @@ def test_in_a_pack_the_guilty_fails_alone(tmp_path: Path, kind: str) -> None:
     assert sum(r.outcome == "complete" for r in records) == 6
     assert told_once(seen)
     attempts = {number: attempt for number, attempt, _ in seen.starts}
-    assert attempts[0] == attempts[2] == 1  # they died with it once, and never again
+    assert (attempts[0], attempts[2]) == (2, 1)  # tried alone; one was set aside meanwhile
     assert not states.folder(config).exists()
+
+
+def test_a_pack_whose_worker_was_killed_trains_as_a_pack_again(tmp_path: Path) -> None:
+    """Each is tried alone for a tick, set aside, and goes on beside the others."""
+    typed = ("engine.capacity=3", "pruner=none", "sampler=random", "n_trials=3")
+    whole = sweep_config(tmp_path / "whole", *typed)
+    cut, seen = local(tmp_path / "cut", *typed, "engine.faults=[crash@1:3:0]"), Recorder()
+    assert run_sweep(whole, Recorder()) == run_sweep(cut, seen) == 0
+    assert [(r.params, r.losses, r.outcome, r.reason) for r in stored(cut)[1]] == [
+        (r.params, r.losses, r.outcome, r.reason) for r in stored(whole)[1]
+    ]
+    order = [(report.trial, report.tick) for report, _ in seen.reports]
+    assert order[-3:] == [(1, 4), (2, 5), (1, 5)] and told_once(seen)
+    assert {number: attempt for number, attempt, _ in seen.starts} == {0: 2, 1: 2, 2: 1}
 
 
 def test_two_of_a_pack_may_be_guilty(tmp_path: Path) -> None:
@@ -211,6 +225,7 @@ def test_a_dry_run_does_not_wait_for_a_worker_that_is_given_up(
     assert run_sweep(local(tmp_path, "executor.workers=2", "dry_run=true")) == 0
     told = capsys.readouterr().out
     assert "do not see the same" in told and "it is given up, the others go on" in told
+    assert "4 trials, 1 at once on 1 device" in " ".join(told.split())  # as the sweep would be
 
 
 OTHER_BASE = """
@@ -262,6 +277,30 @@ def test_a_worker_that_hangs_as_it_starts_is_killed(
     seen = Recorder()
     assert run_sweep(local(tmp_path, "executor.patience_s=2"), seen) == 1
     assert seen.closed_with and "silent for 2 s" in seen.closed_with.reason
+
+
+HANGS_ONCE = """
+            if n == 0:
+                import trials.engines.simulated as engine
+                taken, fill = [], engine.SimulatedEngine._refill
+                def refill(self, driver, slots):
+                    if taken and not slots:
+                        time.sleep(600)
+                    taken.append(1)
+                    return fill(self, driver, slots)
+                engine.SimulatedEngine._refill = refill
+"""
+
+
+def test_a_worker_that_hangs_between_two_trials_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts(tmp_path / "site", monkeypatch, HANGS_ONCE)
+    seen = Recorder()
+    assert run_sweep(local(tmp_path, "executor.patience_s=2"), seen) == 0
+    [replaced] = seen.notes
+    assert "worker-0 on cpu ended: silent for 2 s" in replaced and "another takes" in replaced
+    assert [number for number, _, _ in seen.starts] == [0, 1, 2, 3]
 
 
 # --- what a killed run leaves ------------------------------------------------------------------

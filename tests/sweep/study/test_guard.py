@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from sweeping import Recorder, in_optuna, ready, run_inline, stored, sweep_config
 
 from sweep.config import SweepConfig
@@ -310,21 +311,87 @@ def test_a_sign_of_life_from_the_future_holds_nothing(config: SweepConfig) -> No
     ready(config)[0].close()
 
 
+class Bad(Exception):
+    """What a driver raises."""
+
+
 @pytest.mark.parametrize(
-    "url, package",
+    "kind, saying",
     [
-        ("postgresql+psycopg2://me:hush@host/db", "psycopg2-binary"),
-        ("postgresql+psycopg://me:hush@host/db", "'psycopg[binary]'"),
-        ("mysql://me:hush@host/db", "mysqlclient"),
-        ("mysql+pymysql://me:hush@host/db", "pymysql"),
+        (sa.exc.ProgrammingError, 'relation "sweep_ticks" does not exist\nLINE 1: UPDATE sweep_'),
+        (sa.exc.InternalError, "cannot execute UPDATE in a read-only transaction"),
+        (sa.exc.OperationalError, 'FATAL: database "sweeps" does not exist'),
+        (sa.exc.OperationalError, "FATAL: password authentication failed for user"),
+        (sa.exc.OperationalError, "(1045, \"Access denied for user 'me'@'host'\")"),
     ],
 )
-def test_a_database_without_its_driver_says_what_to_install(
-    url: str, package: str, tmp_path: Path
+def test_what_no_waiting_mends_ends_the_run_at_once_and_in_order(
+    kind: type[sa.exc.DBAPIError], saying: str, config: SweepConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def refuse(*_: Any, **__: Any) -> None:
+        raise kind("update", {}, Bad(saying))
+
+    observer = Meddler(lambda: monkeypatch.setattr("sweep.store.upsert", refuse))
+    assert run_sweep(config, observer) == FAILED
+    assert observer.notes == [] and observer.closed_with
+    assert saying.partition("\n")[0] in observer.closed_with.reason
+    assert "type the same command" in observer.closed_with.reason
+    assert "LINE" not in observer.closed_with.reason
+    monkeypatch.undo()
+    die(config)
+    assert run_sweep(config, Recorder()) == COMPLETE
+    same_as_undisturbed(config)
+
+
+@pytest.mark.parametrize(
+    "saying",
+    [
+        "server closed the connection unexpectedly",
+        "FATAL: the database system is starting up",
+        "failed to resolve host: Name or service not known",  # it was known a moment ago
+        "(2013, 'Lost connection to MySQL server during query')",
+    ],
+)
+def test_a_server_that_comes_back_costs_nothing(
+    saying: str, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise sa.exc.OperationalError("update", {}, Bad(saying))
+
+    class ComesBack(Meddler):
+        def note(self, text: str) -> None:
+            super().note(text)
+            monkeypatch.setattr("sweep.store.upsert", database.upsert)
+
+    observer = ComesBack(lambda: monkeypatch.setattr("sweep.store.upsert", refuse))
+    assert run_sweep(config, observer) == COMPLETE
+    assert saying in observer.notes[0] and len(observer.notes) == 2
+    same_as_undisturbed(config)
+
+
+@pytest.mark.parametrize(
+    "saying, way",
+    [
+        ('connection failed: FATAL: password authentication failed for user "me"', "%40"),
+        ("(1049, \"Unknown database 'sweeps'\")", "Make it there"),
+        ("permission denied for schema public", "Have the owner of the database grant it"),
+        ("failed to resolve host 'nohost': [Errno -2] Name or service not known", ""),
+    ],
+)
+def test_what_no_waiting_mends_is_refused_before_anything_starts(
+    saying: str, way: str, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready(config)[0].close()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise sa.exc.OperationalError("connect", {}, Bad(saying))
+
+    monkeypatch.setattr("sweep.store.older.renew", refuse)
     with pytest.raises(InputError) as told:
-        sweep_config(tmp_path, f"storage={url}")
-    assert f"pip install {package}" in str(told.value) and "hush" not in str(told.value)
+        run_sweep(config, Recorder())
+    assert saying in str(told.value) and way in str(told.value)
+    assert not isinstance(told.value, StudyLost)
 
 
 def die(config: SweepConfig) -> None:

@@ -245,7 +245,7 @@ def hold(config: SweepConfig, *, host: str, pid: int, alive_at: float) -> None:
     [
         ("sqlite:////dev/null/sweep.db", "is not a folder"),
         ("sqlite:////proc/sweep.db", "/proc cannot be written to"),
-        ("postgresql+nothing://host/db", "is not a database URL"),
+        ("postgresql+nothing://host/db", "Type storage=postgresql+psycopg://"),
     ],
 )
 def test_a_storage_that_cannot_be_is_refused(

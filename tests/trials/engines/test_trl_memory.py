@@ -18,6 +18,7 @@ from trials.training import limits
 from trials.training.batches import Batch
 
 COMPUTE = trials.evaluate.target_logits
+CUDA = torch.device("cuda:0")
 
 
 class Allocator:
@@ -107,6 +108,28 @@ def test_a_trial_that_ran_out_of_memory_later_keeps_what_it_reported(
     assert result.eval_loss == driver.reports[0].eval_loss
 
 
+@pytest.mark.parametrize(("others", "outcome"), [(60, Outcome.STOPPED), (1, Outcome.INFEASIBLE)])
+def test_what_does_not_fit_beside_others_is_given_back(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, others: int, outcome: Outcome
+) -> None:
+    """As on a GPU of 80 GiB, of which this process's tensors take 19."""
+    driver = Recorder()
+    engine, driver.setup = prepare(tiny.assignment(), driver)
+    Allocator(monkeypatch, training=0)
+    gib = 2**30
+    free = 80 - 19 - others
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * gib, 80 * gib))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 19 * gib)
+    judge = limits.end_of
+    monkeypatch.setattr("trials.engines.trl.end_of", lambda error, _: judge(error, CUDA))
+    driver.trials.append(tiny.trial())
+    engine.run(driver)
+    [result] = driver.results
+    assert result.outcome is outcome and f"hold {others}.0 GiB" in str(result.reason)
+    assert limits.end_of(MemoryError(), CUDA) == (  # the host's is another matter
+        Outcome.INFEASIBLE, "does not fit into memory: MemoryError")
+
+
 def test_a_bug_fails_its_trial_alone_and_tells_what_it_cost(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,7 +158,7 @@ def test_a_broken_device_costs_the_worker(tiny: Tiny, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch.cuda, "synchronize", illegal)
     why = "cuda:0 cannot be used any more: CUDA error: an illegal memory access was encountered"
     with pytest.raises(DeviceLost, match=why):
-        limits.end_of(RuntimeError("device-side assert"), torch.device("cuda:0"))
+        limits.end_of(RuntimeError("device-side assert"), CUDA)
 
     def lost(*_: Any) -> None:
         raise DeviceLost(why)

@@ -23,6 +23,8 @@ from trials.contract import (
 )
 from trials.engines.course import Course
 from trials.engines.trl import TrlEngine, prepare
+from trials.evaluate import target_logits
+from trials.training.batches import Batch
 
 
 class Killed(BaseException):
@@ -105,6 +107,26 @@ def test_however_it_trains(
 ) -> None:
     trial = tiny.trial(examples=64, ticks=2, **setting)
     assert curve(worker.interrupted(trial, tmp_path, at=1)) == curve(worker.run(trial))
+
+
+@pytest.mark.parametrize("rows", [None, 8])
+def test_a_micro_batch_that_was_cut_stays_cut(
+    tiny: Tiny, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int | None
+) -> None:
+    refused = []
+
+    def logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        if batch.input_ids.shape[0] > 3:
+            refused.append(batch)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return target_logits(model, batch)
+
+    monkeypatch.setattr("trials.engines.trl_trainer.target_logits", logits)
+    trial = tiny.trial(examples=64, ticks=4, micro_batch_size=rows)
+    whole, before = worker.run(trial), len(refused)
+    cut = worker.interrupted(trial, tmp_path, at=2)
+    assert len(refused) == 2 * before > 0  # not again where it goes on
+    assert curve(cut) == curve(whole)
 
 
 def test_a_worker_killed_before_its_first_state_starts_again(
