@@ -21,6 +21,7 @@ from sweep.study.guard import StudyLost
 from sweep.study.identity import refuse_other_inputs
 from sweep.tracking.wandb.reference import with_data
 
+STOPPING = "Stopping: every trial ends after its current step. Ctrl-C again: at once."
 STUCK_S = 10.0  # after a second Ctrl-C, until the process is ended within whatever it does
 
 
@@ -125,12 +126,12 @@ def _interrupt(driver: SweepDriver, workers: Executor, stuck: threading.Timer) -
     again = driver.ending is not None
     driver.stop(INTERRUPTED, "interrupted")  # the terminal says how to go on
     if again or not driver.is_open:
-        driver.at_once = True
-        if not stuck.is_alive():
+        if not driver.at_once:  # it may be pressed again while this is answered
+            driver.at_once = True
             stuck.start()
         workers.kill()
-    else:
-        driver.note("Stopping: every trial ends after its current step. Ctrl-C again: at once.")
+    else:  # in a thread, for what was interrupted may hold the terminal
+        threading.Thread(target=driver.note, args=(STOPPING,), daemon=True).start()
 
 
 def _leave() -> None:

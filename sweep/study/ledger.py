@@ -47,7 +47,7 @@ class Live:
     deaths: int = 0  # of its worker, since it last got further
     died_at: int = 0  # its tick then
     cleared: bool = False  # the tick that it tells just now shows that it is no suspect
-    returns: int = 0  # by workers that had no memory for it beside what other processes hold
+    returns: int = 0  # since it last got further, by workers whose devices others have filled
     returned_by: str | None = None  # the last of them, not to be asked
     room_at: float = 0.0  # before this time, of the driver's clock
 
@@ -65,6 +65,7 @@ class Live:
     def got_to(self, tick: int, loss: float) -> None:
         """A tick that was not told before; infinity stands for a loss that is not finite."""
         self.curve.losses[tick] = loss
+        self.returns = 0
         if self.suspect and tick > self.died_at:
             self.deaths, self.cleared = 0, True
 

@@ -122,6 +122,19 @@ def test_the_second_time_it_ends(tmp_path: Path, workers: int, outcome: str) -> 
     assert frozen.state is learnt[outcome]
 
 
+def test_one_that_got_further_meanwhile_is_tried_once_more(tmp_path: Path) -> None:
+    driver, link, clock = opened(config := sweep_config(tmp_path, "pruner=none"), Recorder())
+    for tick in (1, 2, 3):
+        link.report(tick_report(trial := take(link), tick, 0.9))
+        link.finish(done(trial))
+        clock.now += ROOM_S
+    link.report(replace(tick_report(trial := take(link), 3, 0.9), again=True))
+    link.finish(done(trial))
+    driver.close()
+    [record] = stored(config)[1]
+    assert (record.outcome, record.attempt, record.reason) == ("failed", 3, FULL)
+
+
 def test_where_the_run_ends_meanwhile_the_next_one_tries_it(tmp_path: Path) -> None:
     driver, link, _ = opened(config := sweep_config(tmp_path), Recorder())
     link.finish(done(take(link)))
