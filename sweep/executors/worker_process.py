@@ -23,7 +23,8 @@ from trials.contract import Assignment, to_json
 TAIL_LINES = 15  # of a log, in a message
 LEAVE_S = 10.0  # for a process whose pipe is closed to end by itself
 WORK_S = 0.5  # of CPU time: what is stuck uses none, a slow download some
-VMSTAT = Path("/proc/vmstat")
+VMSTAT = Path("/proc/vmstat")  # of the machine, other containers' processes included
+GROUP, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # How long a thread of OpenMP's looks out for work before it sleeps. By itself it hardly ever does,
 # and beside other busy processes a trial then takes several times as long.
 SPIN = {} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": "30000"}
@@ -123,12 +124,23 @@ def how_it_ended(code: int, *, starved: bool = False) -> str:
 
 
 def memory_kills() -> int | None:
-    """How many processes Linux has killed for lack of memory, in containers too; null: unknown."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in VMSTAT.read_text().splitlines():
-            if line.startswith("oom_kill "):
-                return int(line.split()[1])
+    """How many processes Linux has killed for lack of memory; null: unknown.
+
+    Of this container or session, where the system counts them apart, else of the machine.
+    """
+    for counters in (_own_counters, VMSTAT.read_text):
+        with contextlib.suppress(OSError, ValueError):
+            for line in counters().splitlines():
+                if line.startswith("oom_kill "):
+                    return int(line.split()[1])
     return None
+
+
+def _own_counters() -> str:
+    """Those of this process's control group, version 2; raises OSError where there is none."""
+    entries = GROUP.read_text().splitlines()
+    path = next((entry[3:] for entry in entries if entry.startswith("0::")), "/")
+    return (GROUPS / path.lstrip("/") / "memory.events").read_text()
 
 
 def _worked_s(pid: int) -> float:

@@ -74,6 +74,21 @@ def test_a_study_killed_at_each_step_is_the_undisturbed_one(
     assert outcomes(folder) == calm
 
 
+def test_a_driver_killed_while_the_trials_of_a_dead_worker_are_tried_alone(tmp_path: Path) -> None:
+    """One between two that it hands out again, one before and one after it sets a trial aside."""
+    again, tally = "sweep.study.ledger:Live.again", Tally()
+    alike = ("engine.capacity=3", "sampler=random", "pruner=none", "executor.state_every_s=0")
+    killed, calm = (overrides(tmp_path / name, N_TRIALS, 0, *alike) for name in ("killed", "calm"))
+    killed.append("engine.faults=[crash@1:3:0,crash@4:2:0,segfault@8:2:0]")
+    for call, when in ((2, "before"), (4, "before"), (3, "after")):
+        live(killed, tmp_path / "killed", Plan(point=again, call=call, when=when), tally)
+    for typed, folder in ((killed, tmp_path / "killed"), (calm, tmp_path / "calm")):
+        code, said = live(typed, folder, Plan(), tally)
+        assert code == 0, said
+    assert tally.killed == 3 and faults(tmp_path / "killed", N_TRIALS) == []
+    assert outcomes(tmp_path / "killed") == outcomes(tmp_path / "calm")
+
+
 def test_several_workers_under_random_kills(tmp_path: Path) -> None:
     tally, wrong = games(tmp_path, seed=1, workers=2, kills=5, n_trials=16)
     assert tally.killed >= 3 and wrong == []

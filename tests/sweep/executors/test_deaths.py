@@ -155,10 +155,17 @@ def test_the_memory_killers_victim_is_infeasible(
 def test_the_memory_killers_work_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_process, "VMSTAT", tmp_path / "vmstat")
+    for name in ("VMSTAT", "GROUP", "GROUPS"):
+        monkeypatch.setattr(worker_process, name, tmp_path / name)
     assert worker_process.memory_kills() is None
-    (tmp_path / "vmstat").write_text("nr_free_pages 17\noom_kill 3\n")
+    (tmp_path / "VMSTAT").write_text("nr_free_pages 17\noom_kill 3\n")
     assert worker_process.memory_kills() == 3
+    (tmp_path / "GROUP").write_text("9:name=systemd:/\n0::/user.slice/mine.scope\n")
+    assert worker_process.memory_kills() == 3
+    own = tmp_path / "GROUPS" / "user.slice" / "mine.scope"
+    own.mkdir(parents=True)
+    (own / "memory.events").write_text("oom 2\noom_kill 1\noom_group_kill 0\n")
+    assert worker_process.memory_kills() == 1  # what other containers lack is their affair
     assert how_it_ended(-9).endswith("memory killer perhaps")
     assert how_it_ended(-11) == "killed by SIGSEGV"
 
