@@ -47,6 +47,12 @@ class KeyedDropout(nn.Module):
             return x
         if self.keys.rows is None or self.keys.rows.shape != x.shape[:-1]:
             raise RuntimeError(f"keyed dropout: no row keys for an input of shape {tuple(x.shape)}")
+        if x.is_cuda:
+            from trials.dropout_cuda import Dropped, usable
+
+            if usable():
+                y: Tensor = Dropped.apply(x, self.keys.rows, self.module, self.p)  # type: ignore[no-untyped-call]
+                return y
         return drop(x, keep_mask(self.keys.rows, self.module, x.shape[-1], self.p), self.p)
 
     def extra_repr(self) -> str:

@@ -136,3 +136,23 @@ def test_the_bits_are_the_same_on_cuda() -> None:
     rows = row_keys(7, positions.cuda(), tokens.cuda())
     kept = keep_mask(rows, module_key("layers.0.q_proj"), COLUMNS, P)
     assert torch.equal(kept.cpu(), mask())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("columns", [64, 33, 300])
+def test_on_cuda_one_pass_does_what_many_do(columns: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    keys = RowKeys(row_keys(5, torch.arange(3)[:, None], torch.arange(TOKENS)[None]))
+    x, upstream = (torch.randn(3, TOKENS, columns).to(dtype) for _ in range(2))
+    found = []
+    for device in ("cpu", "cuda"):
+        assert keys.rows is not None
+        keys.rows = keys.rows.to(device)
+        given = x.to(device).requires_grad_()
+        y = KeyedDropout(P, "layers.0.q_proj", keys)(given)
+        y.backward(upstream.to(device))
+        assert given.grad is not None
+        found.append((y.detach().cpu(), given.grad.cpu()))
+    for here, there in zip(*found, strict=True):
+        assert torch.equal(here, there)

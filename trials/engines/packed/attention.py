@@ -46,8 +46,14 @@ def _attention(
         raise ValueError("attention with a soft cap or a mask of its own")
     q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     given = cu_seq_lens_q, max_length_q, scaling, sliding_window
-    y: Tensor = _Rows.apply(q, k, v, *given)  # type: ignore[no-untyped-call]
+    y: Tensor = _kernels(q, max_length_q).apply(q, k, v, *given)  # type: ignore[no-untyped-call]
     return y.unsqueeze(0), None
+
+
+def _kernels(q: Tensor, longest: int) -> type[torch.autograd.Function]:
+    from trials.engines.packed.cuda import short_rows
+
+    return short_rows.ShortRows if short_rows.suited(q, longest) else _Rows
 
 
 class _Rows(torch.autograd.Function):

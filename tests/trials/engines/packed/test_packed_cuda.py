@@ -11,6 +11,7 @@ import torch
 from packs import mixed, prepared, run, seated, ticked
 from tiny import Tiny, made_in
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from trials.contract import InputError, Outcome
 from trials.dropout import module_key, row_keys
@@ -110,6 +111,40 @@ def test_products_end_to_end_are_those_of_each_slot_alone(
             assert (found.float() - want).norm() <= 8e-3 * want.norm()
     for found, kept in zip((dx, *ys), before[1:], strict=True):  # nobody's tokens
         assert torch.equal(found[SEGMENTS[-1]:], kept[SEGMENTS[-1]:])
+
+
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize(("heads", "shared", "width"), [(4, 2, 64), (3, 3, 16), (8, 1, 128)])
+@pytest.mark.parametrize("kernels", ["ShortRows", "_Rows"])
+def test_rows_see_themselves_alone(
+    kernels: str, heads: int, shared: int, width: int, window: int | None
+) -> None:
+    from trials.engines.packed import attention
+    from trials.engines.packed.cuda import short_rows
+
+    torch.manual_seed(0)
+    lengths = [70, 1, 0, 200, 65, 5]
+    ends = torch.tensor([0, *lengths], dtype=torch.int32, device="cuda").cumsum(0).int()
+    q, k, v, dy = (torch.randn(sum(lengths), many, width, device="cuda").bfloat16()
+                   for many in (heads, shared, shared, heads))
+    given = [states.requires_grad_() for states in (q, k, v)]
+    function = getattr(short_rows, kernels, None) or getattr(attention, kernels)
+    y = function.apply(*given, ends, max(lengths), None, window)
+    found = [y, *torch.autograd.grad(y, given, dy)]
+    exact = [states.detach().float().requires_grad_() for states in given]
+    rows = []
+    for start, end in zip(ends.tolist(), ends.tolist()[1:], strict=False):
+        places = torch.arange(end - start, device="cuda")
+        back = places[:, None] - places[None, :]
+        seen = (back >= 0) & (back < (window or 1000))
+        own = [states[start:end].repeat_interleave(heads // states.shape[1], 1).transpose(0, 1)
+               for states in exact]
+        rows.append(scaled_dot_product_attention(*own, attn_mask=seen).transpose(0, 1))
+    want = [torch.cat(rows), *torch.autograd.grad(torch.cat(rows), exact, dy.float())]
+    for ours, theirs in zip(found, want, strict=True):
+        assert (ours.float() - theirs).norm() <= 8e-3 * theirs.norm()
+    again = torch.autograd.grad(function.apply(*given, ends, max(lengths), None, window), given, dy)
+    assert all(torch.equal(one, other) for one, other in zip(found[1:], again, strict=True))
 
 
 def test_losses_and_their_gradient_take_the_logits_place() -> None:

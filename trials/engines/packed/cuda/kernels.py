@@ -13,35 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-GOLDEN = tl.constexpr(0x9E3779B9)  # the constants of trials.dropout
-MIX_1 = tl.constexpr(0x85EBCA6B)
-MIX_2 = tl.constexpr(0xC2B2AE35)
-
-
-@triton.jit
-def _mixed(key):
-    key ^= key >> 16
-    key *= MIX_1
-    key ^= key >> 13
-    key *= MIX_2
-    return key ^ (key >> 16)
-
-
-@triton.jit
-def _row_keys(keys, rows, live, module):
-    given = tl.load(keys + rows, mask=live, other=0).to(tl.uint32, bitcast=True)
-    return _mixed(given ^ module)
-
-
-@triton.jit
-def _kept(row_keys, pair, threshold):
-    """Which even and which odd columns survive dropout, `[rows, pairs]` each."""
-    columns = _mixed(pair.to(tl.uint32) * GOLDEN)
-    bits = _mixed(row_keys[:, None] ^ columns[None, :])
-    # Signed halves of a word, each compared in its upper half: there nothing must be cut out.
-    least = (threshold - 0x8000) << 16
-    even, odd = (bits << 16).to(tl.int32, bitcast=True), bits.to(tl.int32, bitcast=True)
-    return even >= least, odd >= least
+from trials.dropout_cuda import kept, row_keys_of
 
 
 @triton.jit
@@ -90,7 +62,7 @@ def down(
     rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
     some = rank < R
     if DROPS:
-        row_keys = _row_keys(keys, rows, live, module)
+        row_keys = row_keys_of(keys, rows, live, module)
         threshold = tl.load(thresholds + slot)
     total = tl.zeros((ROWS, RANKS), tl.float32)
     for column in range(0, PAIRS, STEP):
@@ -100,7 +72,7 @@ def down(
                         mask=live[:, None] & inside[None, :], other=0)
         even, odd = words & 0xFFFF, (words >> 16) & 0xFFFF
         if DROPS:
-            keep_even, keep_odd = _kept(row_keys, pair, threshold)
+            keep_even, keep_odd = kept(row_keys, pair, threshold)
             even, odd = tl.where(keep_even, even, 0), tl.where(keep_odd, odd, 0)
         own = tl.load(a + rank[:, None] * PAIRS + pair[None, :],
                       mask=some[:, None] & inside[None, :], other=0)
@@ -201,8 +173,8 @@ def add_input(
             even = tl.dot(left, _number(own & 0xFFFF, DTYPE), even)
             odd = tl.dot(left, _number((own >> 16) & 0xFFFF, DTYPE), odd)
         if DROPS:
-            row_keys = _row_keys(keys, rows, live, module)
-            keep_even, keep_odd = _kept(row_keys, pair, tl.load(thresholds + slot))
+            row_keys = row_keys_of(keys, rows, live, module)
+            keep_even, keep_odd = kept(row_keys, pair, tl.load(thresholds + slot))
             even, odd = tl.where(keep_even, even, 0.0), tl.where(keep_odd, odd, 0.0)
         total_even += even
         total_odd += odd
@@ -266,8 +238,8 @@ def grad_a(
                         mask=live[:, None] & inside[None, :], other=0)
         even, odd = words & 0xFFFF, (words >> 16) & 0xFFFF
         if DROPS:
-            row_keys = _row_keys(keys, rows, live, module)
-            keep_even, keep_odd = _kept(row_keys, pair, threshold)
+            row_keys = row_keys_of(keys, rows, live, module)
+            keep_even, keep_odd = kept(row_keys, pair, threshold)
             even, odd = tl.where(keep_even, even, 0), tl.where(keep_odd, odd, 0)
         left = tl.trans(tl.load(ds + rows[:, None] * R + rank[None, :],
                                 mask=live[:, None] & some[None, :], other=0.0))
