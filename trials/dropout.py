@@ -48,7 +48,7 @@ class KeyedDropout(nn.Module):
         if self.keys.rows is None or self.keys.rows.shape != x.shape[:-1]:
             raise RuntimeError(f"keyed dropout: no row keys for an input of shape {tuple(x.shape)}")
         if x.is_cuda:
-            from trials.dropout_cuda import Dropped, usable
+            from trials.cuda.dropout import Dropped, usable
 
             if usable():
                 y: Tensor = Dropped.apply(x, self.keys.rows, self.module, self.p)  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from trials.dropout_cuda import kept, row_keys_of
+from trials.cuda.dropout import kept, row_keys_of
 
 
 @triton.jit

@@ -1,0 +1,1 @@
+"""Triton kernels that all engines share: CUDA alone, imported only there."""
