@@ -149,7 +149,7 @@ def test_on_cuda_one_pass_does_what_many_do(columns: int, dtype: torch.dtype) ->
     for device in ("cpu", "cuda"):
         assert keys.rows is not None
         keys.rows = keys.rows.to(device)
-        given = x.to(device).requires_grad_()
+        given = x.detach().to(device).requires_grad_()
         y = KeyedDropout(P, "layers.0.q_proj", keys)(given)
         y.backward(upstream.to(device))
         assert given.grad is not None

@@ -17,9 +17,9 @@ from trials.engines.packed.cuda import attend
 
 WIDTHS = (16, 32, 64, 128)  # of a head
 LONGEST = 512  # tokens of a row; beyond it flash attention is quicker
-FORWARD = {"M": 64, "N": 64, "num_warps": 4, "num_stages": 2}
-BACK_KEYS = {"M": 64, "N": 64, "num_warps": 4, "num_stages": 2}
-BACK_QUERIES = {"M": 64, "N": 64, "num_warps": 4, "num_stages": 2}
+FORWARD = {"M": 64, "N": 32, "num_warps": 4, "num_stages": 3}
+BACK_KEYS = {"M": 64, "N": 64, "num_warps": 4, "num_stages": 1}
+BACK_QUERIES = {"M": 64, "N": 32, "num_warps": 4, "num_stages": 3}
 
 
 def suited(q: Tensor, longest: int) -> bool:
