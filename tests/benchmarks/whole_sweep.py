@@ -109,7 +109,8 @@ def words(given: argparse.Namespace, name: str, base: Path, results: Path) -> li
         "data=local", f"data.path={given.folder / 'sweep.jsonl'}", "data.format=text",
         "data.text_column=text", "data.loss_on=all", f"data.eval_size={EVAL_SIZE}",
         f"data.max_length={LENGTH + 1}",
-        "budget=subset", f"budget.examples={given.steps * BATCH}", f"budget.ticks={min(TICKS, given.steps)}",
+        "budget=subset", f"budget.examples={given.steps * BATCH}",
+        f"budget.ticks={min(TICKS, given.steps)}",
         f"train.batch_size={BATCH}", "lora.dropout=0.05", "pruner=asha", "sampler=random",
         "tracking=none", f"results_dir={results}",
     ]  # fmt: skip

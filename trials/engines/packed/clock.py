@@ -118,7 +118,7 @@ class Clock:
         flight = Flight(weights, self._products(samples, shape, drops), gradients)
         share = shares[samples.slot].to(self.losses.dtype)
         scale = torch.nn.functional.pad(self.optimizer.scale[:n], (0, 1), value=1.0)
-        with self.pack.flying(flight):
+        with self.pack.flying(flight), self.forward.rows_of(shape):
             with self.forward.computing():
                 hidden = self.forward.hidden(samples, shape)
                 losses, gradient = self.forward.losses(

@@ -58,7 +58,8 @@ class PackedEvaluation:
             for rows in self._groups(n):
                 samples, shape, example = self._samples(rows, seats, bank.slots)
                 samples = Samples(**{k: sent(v, device) for k, v in samples.tensors.items()})
-                with pack.flying(Flight(weights, self._products(samples, seats, bank))):
+                flight = Flight(weights, self._products(samples, seats, bank))
+                with pack.flying(flight), forward.rows_of(shape):
                     hidden = forward.hidden(samples, shape)
                 found, hits = forward.measured(hidden, samples.targets)
                 losses += torch.segment_reduce(

@@ -7,7 +7,7 @@ and backward at once: no more than one part's logits are ever in memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,19 +51,22 @@ class Forward:
         """Mixed precision, as everywhere."""
         return computing(self._device, self._dtype)
 
+    def rows_of(self, shape: Padded | Ragged) -> AbstractContextManager[Any]:
+        """Attention as this shape's rows lie; the backward needs it too, where it recomputes."""
+        return nullcontext() if isinstance(shape, Padded) else end_to_end(self._model)
+
     def hidden(self, samples: Samples, shape: Padded | Ragged) -> Tensor:
-        """What the head is given where there are targets: `[N, d]`."""
+        """What the head is given where there are targets: `[N, d]`. Within `rows_of`."""
         if self._tail is None:  # the model's own logits are all that is known of it
             return target_logits(self._model, _as_batch(samples))
         if isinstance(shape, Padded):
             states = self._model.base_model(input_ids=samples.input_ids, use_cache=False)
         else:
             assert samples.ends is not None
-            with end_to_end(self._model):
-                states = self._model.base_model(
-                    input_ids=samples.input_ids, position_ids=samples.tokens[None],
-                    use_cache=False, **row_ends(samples.ends, shape.longest),
-                )
+            states = self._model.base_model(
+                input_ids=samples.input_ids, position_ids=samples.tokens[None],
+                use_cache=False, **row_ends(samples.ends, shape.longest),
+            )
         hidden: Tensor = states.last_hidden_state.flatten(0, 1)
         return hidden.index_select(0, samples.index)
 

@@ -21,7 +21,7 @@ from trials.engines.packed.refusals import Refused, check_base
 from trials.engines.packed.size import GIB, Size, Wanted, first_size, fitted
 from trials.engines.trl import TrlEngine, check_baseline, check_batch, setup_of
 from trials.quiet import quiet, quiet_loggers
-from trials.training.limits import out_of_memory
+from trials.training.limits import check_device, out_of_memory
 from trials.training.optimizers import check_optimizers
 
 PROBES = (1024, 2048)  # tokens
@@ -71,10 +71,11 @@ def _sized(shared: TrlEngine, layers: Mapping[str, nn.Module], driver: Driver) -
     base = shared.base
     half = base.device.type == "cuda" and base.config.dtype != "fp32"
     engine = PackedEngine(shared, layers, _first(shared, layers, ragged=half))
-    if engine.size.ragged and not (engine.forward.ends_known and _computes(engine)):
+    if engine.size.ragged and not (engine.forward.ends_known and _computes(engine, driver)):
         engine = PackedEngine(shared, layers, _first(shared, layers, ragged=False))
     if not engine.size.ragged:
         _check(engine)
+    if base.device.type != "cuda":
         return engine
     driver.progress("measuring what fits", 0, 0)
     engine.size = _measured(engine)
@@ -86,12 +87,16 @@ def _first(shared: TrlEngine, layers: Mapping[str, nn.Module], *, ragged: bool) 
     return first_size(shared.base, layers, shared.assignment, ragged=ragged, mean_length=mean)
 
 
-def _computes(engine: PackedEngine) -> bool:
+def _computes(engine: PackedEngine, driver: Driver) -> bool:
+    """Whether rows may lie end to end; where not, why is noted, for padding them is slower."""
     try:
         engine.rehearse(max(PROBES))  # many: what is compiled tunes itself to the first clock
     except Exception as error:
         if out_of_memory(error):
             raise _too_small(engine) from error
+        check_device(engine.shared.base.device, error)
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        driver.note(f"packs pad their rows here, which is slower: {type(error).__name__}: {said}")
         return False
     return True
 
@@ -101,6 +106,8 @@ def _check(engine: PackedEngine) -> None:
     try:
         engine.rehearse(7)
     except (RuntimeError, ValueError) as error:
+        if out_of_memory(error):
+            raise _too_small(engine) from error
         raise Refused(
             f"engine=packed: {engine.shared.base.facts.architecture} computes its layers in a way "
             f"that packs cannot ({str(error).splitlines()[0]})."

@@ -105,7 +105,8 @@ def fitted(
     free = free_bytes(base, wanted.memory_fraction) - fixed_bytes - SPARE
     least = float(max(longest, 256)) * token_bytes
     slot = slot_bytes(layers, size.r)
-    most = int((free - least) // slot)
+    # Padded, every slot gives a row to every clock; end to end, they can take turns.
+    most = int((free - least) // slot if size.ragged else free // (slot + least))
     if most < 1:
         raise Refused(
             f"engine=packed: {max(0.0, free) / GIB:.1f} GiB are free beside the base; one trial of "

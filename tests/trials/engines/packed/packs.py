@@ -35,12 +35,14 @@ Factors = dict[str, tuple[Tensor, Tensor]]
 TARGETS = ("all-linear", "qv", ("o_proj", "down_proj"))
 
 
-def prepared(tiny: Tiny, **options: Any) -> tuple[PackedEngine, Recorder]:
+def prepared(
+    tiny: Tiny, *, checkpointing: bool = False, **options: Any
+) -> tuple[PackedEngine, Recorder]:
     """An engine, and a driver that has been told its setup."""
     driver = Recorder()
     assigned = tiny.assignment(
         engine=EngineConfig(name="packed", options=options), optimizers=("adamw", "sgd"),
-        target_modules=TARGETS,
+        target_modules=TARGETS, gradient_checkpointing=checkpointing,
     )
     engine, driver.setup = prepare(assigned, driver)
     return engine, driver

@@ -234,6 +234,24 @@ def test_recorded_clocks_do_what_plain_ones_do(packs: Tiny, engine: PackedEngine
         assert recorded[slot] == pytest.approx(losses, rel=2e-2)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_recomputed_is_the_same(
+    packs: Tiny, engine: PackedEngine, compiled: bool
+) -> None:
+    found = [
+        trained(engine, [replace(trial, train=replace(trial.train, gradient_checkpointing=way))
+                         for trial in mixed(packs, examples=96)], compiled=compiled)
+        for way in (False, True)
+    ]
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_checkpointed_rows_lie_end_to_end_too(packs: Tiny) -> None:
+    engine, _ = prepared(packs, checkpointing=True)
+    assert engine.size.ragged
+
+
 def test_a_refill_records_nothing_new(packs: Tiny, engine: PackedEngine) -> None:
     with engine.slots(replace(engine.size, slots=4)) as slots:
         seats = seated(slots, *(packs.trial(k, seed=k, examples=64) for k in range(4)))
