@@ -18,11 +18,10 @@ from typing import IO, NoReturn, cast
 from sweep.ending import BAD_INPUT, INTERRUPTED
 from sweep.results.wording import clean
 from sweep.secrets import masked
-from sweep.streams import Steady, hold, tell
+from sweep.streams import Steady, goodbye, hold, tell
 from trials.contract import InputError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GONE = "sweep: interrupted"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         tell(f"sweep: {clean(masked(str(error)), lines=True)}")
         return BAD_INPUT
-    except KeyboardInterrupt:  # while there is no sweep that could end in order
-        tell(GONE)
+    except KeyboardInterrupt:  # while there is no sweep that could end in order, or it just ends
+        tell(goodbye())
         return INTERRUPTED
 
 
@@ -82,7 +81,7 @@ def _signals() -> Iterator[None]:
 
 
 def _leave(*_: object) -> None:
-    os.write(2, f"{GONE}\n".encode())
+    os.write(2, f"{goodbye()}\n".encode())
     os._exit(INTERRUPTED)
 
 

@@ -191,11 +191,11 @@ class SweepDriver:
 
     def close(self) -> Ending:
         """Ends this run: notes the time, shows the result, lets the next driver in."""
-        self._if_not_lost(self.beat)
-        ending = self._final()
-        self._if_not_lost(self._leave, ending.reason)
         lives = self._begun
         try:
+            self._if_not_lost(self.beat)
+            ending = self._final()
+            self._if_not_lost(self._leave, ending.reason)
             self._observer.closed(
                 Closed(
                     complete=ending.code == COMPLETE,
@@ -205,11 +205,11 @@ class SweepDriver:
                     used=lives.account.used if lives else None,
                 )
             )
+            return ending
         finally:
             if lives:
                 lives.study.close()
                 self._begun = None
-        return ending
 
     # --- within --------------------------------------------------------------------------------
 

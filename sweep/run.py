@@ -13,9 +13,10 @@ from sweep.config import Limits, SweepConfig
 from sweep.driver import SweepDriver
 from sweep.ending import BUDGET, COMPLETE, FAILED, INTERRUPTED, Ending
 from sweep.executors import AtOnce, Executor, WorkerError, executor
-from sweep.observers import Closed, Observer, Opened, build_observers
+from sweep.observers import Closed, Observer, Opened, build_observers, stop
 from sweep.secrets import masked
 from sweep.store.runs import Used, used_by
+from sweep.streams import goodbye
 from sweep.study import Standing, look
 from sweep.study.guard import StudyLost
 from sweep.study.identity import refuse_other_inputs
@@ -40,10 +41,14 @@ def run_sweep(config: SweepConfig, observer: Observer | None = None) -> int:
 
         return dry_run(config, standing, ending)
     observer = observer or build_observers(config)
-    if standing and ending:
-        _show_again(config, standing, observer, ending)
-        return ending.code
-    return _run(config, SweepDriver(config, observer))
+    try:
+        if standing and ending:
+            _show_again(config, standing, observer, ending)
+            return ending.code
+        return _run(config, SweepDriver(config, observer))
+    except KeyboardInterrupt:  # pressed once more, while all is being closed
+        stop(observer)
+        raise
 
 
 def _nothing_to_do(limits: Limits, standing: Standing) -> Ending | None:
@@ -124,7 +129,8 @@ def _signals(driver: SweepDriver, workers: Executor) -> Iterator[None]:
 
 def _interrupt(driver: SweepDriver, workers: Executor, stuck: threading.Timer) -> None:
     again = driver.ending is not None
-    driver.stop(INTERRUPTED, "interrupted")  # the terminal says how to go on
+    then = "" if driver.is_open else "; the same command goes on"  # else the leaderboard says so
+    driver.stop(INTERRUPTED, f"interrupted{then}")
     if again or not driver.is_open:
         if not driver.at_once:  # it may be pressed again while this is answered
             driver.at_once = True
@@ -136,6 +142,5 @@ def _interrupt(driver: SweepDriver, workers: Executor, stuck: threading.Timer) -
 
 def _leave() -> None:
     """A database that gives no answer would keep the process; no end of it loses anything."""
-    shown = b"\x1b[?25h" if os.isatty(2) else b""  # the cursor, which a live table hides
-    os.write(2, shown + b"sweep: interrupted\n")
+    os.write(2, f"{goodbye()}\n".encode())
     os._exit(INTERRUPTED)

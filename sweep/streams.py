@@ -70,6 +70,12 @@ def hold() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
+def goodbye() -> str:
+    """The last line of a run that is cut short, behind what shows the cursor that a table hid."""
+    shown = "\x1b[?25h" if os.isatty(2) else ""
+    return f"{shown}sweep: interrupted; the same command goes on"
+
+
 def tell(text: str) -> None:
     """A line on standard error, if there is one."""
     if sys.stderr is None:

@@ -106,6 +106,11 @@ class Observers:
             self._note = tell
             self._note(masked(text))
 
+    def stop(self) -> None:
+        """Nobody waits for the end of what they do."""
+        for observer in self._observers:
+            stop(observer)
+
     def _show(self, step: Callable[[Observer], None]) -> None:
         for observer in list(self._observers):
             try:
@@ -116,7 +121,7 @@ class Observers:
                     self.note(f"{type(observer).__name__} failed for now: {error}")
             except Exception as error:
                 self._observers.remove(observer)
-                _stop(observer)
+                stop(observer)
                 why = f"{type(error).__name__}: {error}"
                 self.note(f"{type(observer).__name__} failed and is left out: {why}")
 
@@ -144,7 +149,8 @@ def build_observers(config: SweepConfig) -> Observers:
     return Observers(observers, note=note)
 
 
-def _stop(observer: Observer) -> None:
+def stop(observer: Observer) -> None:
+    """Has an observer give back what it holds, a terminal or a process; it never raises."""
     try:
         getattr(observer, "stop", lambda: None)()
     except Exception:

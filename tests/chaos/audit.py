@@ -89,7 +89,7 @@ def _ended_once(db: sa.Connection, n_trials: int) -> Iterator[str]:
         yield f"ended: {ended}, not each of {n_trials} once"
     for row in rows:
         if row.outcome not in (*STATES, "stopped"):
-            yield f"trial {row['number']} is {row['outcome']}"
+            yield f"trial {row.number} is {row.outcome}"
 
 
 def _ticks_once(db: sa.Connection) -> Iterator[str]:
@@ -116,9 +116,9 @@ def _agree(db: sa.Connection, told: list[optuna.trial.FrozenTrial]) -> Iterator[
     for trial in told:
         row = rows[trial.number]
         if trial.state.name != STATES.get(row.outcome):
-            yield f"trial {trial.number}: {row['outcome']} here, {trial.state.name} in Optuna"
+            yield f"trial {trial.number}: {row.outcome} here, {trial.state.name} in Optuna"
         if trial.values and abs(trial.values[0] - row.eval_loss) > CLOSE:
-            yield f"trial {trial.number}: {row['eval_loss']} here, {trial.values[0]} in Optuna"
+            yield f"trial {trial.number}: {row.eval_loss} here, {trial.values[0]} in Optuna"
         if trial.intermediate_values != ticks.get(trial.number, {}):
             here, there = ticks.get(trial.number), trial.intermediate_values
             yield f"trial {trial.number}: ticks {here} here, {there} in Optuna"

@@ -53,6 +53,7 @@ def found_in(folder: Path) -> dict[str, list[str]]:
 def test_a_whole_sweep_leaves_no_secret_anywhere(planted: None, tmp_path: Path) -> None:
     """W&B's files are read, too."""
     home = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "WANDB_CONFIG_DIR"), str(tmp_path / "home"))
+    home["WANDB_NOTES"] = f"logged in with {TOKEN}"
     (tmp_path / "home").mkdir()
     typed = [
         "engine=simulated", "engine.seconds_per_tick=0", "device=cpu", "study=kept", "n_trials=2",

@@ -23,7 +23,7 @@ from sweep.observers import Observers
 from sweep.observers.console import DRAWING_PER_S, LiveConsole
 from sweep.observers.tally import Tally
 from sweep.run import STOPPING, run_sweep
-from sweep.store import TrialRecord
+from sweep.store import Store, TrialRecord
 from trials.contract import Report, Verdict
 
 ROOT = Path(__file__).parents[2]
@@ -77,8 +77,9 @@ def test_a_stop_while_workers_load_leaves_nothing(tmp_path: Path) -> None:
     process = start(tmp_path, "engine=trl")
     wait_for(process, lambda: bool(psutil.Process(process.pid).children()))
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=PATIENCE_S)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == INTERRUPTED and list(tmp_path.iterdir()) == []
+    assert "interrupted; the same command goes on" in output
 
 
 SILENT = """
@@ -169,6 +170,22 @@ def test_ctrl_c_may_come_while_the_table_is_brought_up_to_date(
     while STOPPING not in stream.getvalue() and time.monotonic() < end:
         time.sleep(0.05)
     assert STOPPING in stream.getvalue()
+
+
+def test_ctrl_c_before_the_leaderboard_gives_the_terminal_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pressed once more than the run needed to end."""
+    config, stream = sweep_config(tmp_path, "executor=inline"), Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "leave", lambda *_: signal.raise_signal(signal.SIGINT))
+        console = LiveConsole(config, stream, width=160)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(config, Observers([console], note=console.note))
+    hidden, shown = (stream.getvalue().rfind(code) for code in ("\x1b[?25l", "\x1b[?25h"))
+    assert 0 <= hidden < shown
+    assert run_sweep(config, Recorder()) == 0  # and no lock is held
 
 
 def test_a_second_driver_is_refused_and_told_who_holds_the_study(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_a_signal_while_libraries_are_loaded_is_one_line(
     )
     _wait_until_it_listens(process.pid)
     process.send_signal(number)
-    assert process.communicate()[1] == "sweep: interrupted\n"
+    assert process.communicate()[1] == "sweep: interrupted; the same command goes on\n"
     assert process.returncode == INTERRUPTED
     assert list(tmp_path.iterdir()) == []
 

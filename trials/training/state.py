@@ -13,11 +13,15 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +30,7 @@ from trials.contract import Assignment, CurvePoint, Report, TrialConfig, from_js
 if TYPE_CHECKING:  # an engine without weights needs no torch
     from torch import Tensor
 
-VERSION = 1  # of the files' form
+VERSION = 2  # of the files' form
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")  # what tensors mean depends on them
 TENSORS = re.compile(r"[0-9a-f]{64}\.safetensors")  # a name, and no path
 SPARE = 20.0  # times as long as a state took to write passes until the next: 5 % of a trial at most
@@ -65,27 +69,64 @@ class _Record:
     progress: Progress
 
 
+class Writer:
+    """Writes the states of trials that train together: one at a time, beside the training.
+
+    They share one device and one disk, so that after each state it rests for all of them.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="states")
+        self._rested_at = 0.0
+
+    @property
+    def rested(self) -> bool:
+        """Whether the next state may be made."""
+        return time.monotonic() >= self._rested_at
+
+    def begin(self, work: Callable[[], None]) -> Future[None]:
+        """Does the work when what was begun before is done."""
+        self._rested_at = math.inf
+        return self._thread.submit(self._do, work)
+
+    def close(self) -> None:
+        """Waits for what was begun."""
+        self._thread.shutdown()
+
+    def _do(self, work: Callable[[], None]) -> None:
+        began = time.monotonic()
+        try:
+            work()
+        finally:
+            now = time.monotonic()
+            self._rested_at = now + SPARE * (now - began)
+
+
 class Keeping:
     """Keeps one trial's state: finds it at the start, writes it now and then.
 
     Where `folder` is null nothing is found and nothing is written. A state that cannot be used or
-    written is a note, and the trial goes on.
+    written is a note, and the trial goes on. With a `writer` it goes on while its state is written.
     """
 
     def __init__(
-        self, folder: Path | None, trial: TrialConfig, note: Callable[[str], None], every_s: float
+        self, folder: Path | None, trial: TrialConfig, note: Callable[[str], None], every_s: float,
+        writer: Writer | None = None,
     ) -> None:
         self._folder, self._trial, self._note, self._every_s = folder, trial, note, every_s
-        self._due_at = time.monotonic() + every_s
+        self._writer = writer
+        self._writing: Future[None] | None = None
+        self.due_at = time.monotonic() + every_s
         self._failed = False
 
     @classmethod
     def assigned(
-        cls, assignment: Assignment, trial: TrialConfig, note: Callable[[str], None]
+        cls, assignment: Assignment, trial: TrialConfig, note: Callable[[str], None],
+        writer: Writer | None = None,
     ) -> Keeping:
         """As the worker was told to."""
         folder = None if assignment.states_dir is None else Path(assignment.states_dir)
-        return cls(folder, trial, note, assignment.state_every_s)
+        return cls(folder, trial, note, assignment.state_every_s, writer)
 
     @property
     def wanted(self) -> bool:
@@ -95,7 +136,8 @@ class Keeping:
     @property
     def due(self) -> bool:
         """Whether enough time has passed since the last one, or the start."""
-        return self.wanted and time.monotonic() >= self._due_at
+        rested = self._writer is None or not self._every_s or self._writer.rested
+        return self.wanted and rested and time.monotonic() >= self.due_at
 
     def found(self) -> State | None:
         """What an earlier attempt left of this trial."""
@@ -110,15 +152,34 @@ class Keeping:
         if self._folder is None:
             return
         began = time.monotonic()
+        with self._trying():
+            if (state := made()) is None:
+                return
+            write = partial(write_state, self._folder, self._trial, state)
+            if self._writer is None:
+                write()
+            else:
+                self.settle()
+                self._writing = self._writer.begin(write)
+        now = time.monotonic()
+        took = 0.0 if self._writer else SPARE * (now - began)
+        self.due_at = now + (self._every_s and max(self._every_s, took))
+
+    def settle(self) -> None:
+        """Waits for the state that is being written: who removes it must come after."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            with self._trying():
+                writing.result()
+
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
         try:
-            if (state := made()) is not None:
-                write_state(self._folder, self._trial, state)
+            yield
         except Exception as error:  # whatever it is, the trial itself is well
             if not self._failed:
                 self._note(f"the state of trial {self._trial.number} cannot be kept: {error}")
             self._failed = True
-        now = time.monotonic()
-        self._due_at = now + (self._every_s and max(self._every_s, SPARE * (now - began)))
 
 
 def write_state(folder: Path, trial: TrialConfig, state: State) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sweep.results.wording import clean
+from sweep.secrets import masked
 from sweep.tracking.facts import SAMPLE_COLUMNS, Row, Study, Table
 from sweep.tracking.wandb import PROJECT, run_id
 
@@ -156,6 +157,8 @@ def quiet(study: Study, mode: Mode) -> None:
     os.environ.update(
         WANDB_CONSOLE="off", WANDB_ERROR_REPORTING="false", WANDB_MODE=mode, WANDB_SILENT="true"
     )
+    if notes := os.environ.get("WANDB_NOTES"):  # the client would write them into every run
+        os.environ["WANDB_NOTES"] = masked(notes)
     # Small files of Artifacts, which an offline run needs until it is synced.
     os.environ.setdefault("WANDB_DATA_DIR", str(study.folder / "wandb" / "data"))
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from tiny import Tiny
 
 from trials.contract import CurvePoint, Report, TrialConfig
 from trials.training import state
-from trials.training.state import Keeping, Progress, State, read_state, write_state
+from trials.training.state import Keeping, Progress, State, Writer, read_state, write_state
 
 
 @pytest.fixture
@@ -153,12 +155,54 @@ def test_states_are_due_now_and_then(
     assert not Keeping(None, trial, print, every_s=0.0).due
 
 
+def test_one_that_is_not_ready_stays_due(tmp_path: Path, trial: TrialConfig) -> None:
+    keeping = Keeping(tmp_path, trial, print, every_s=0.0)
+    keeping.keep(lambda: None)
+    assert keeping.due and read_state(tmp_path, trial) is None
+
+
+def test_trials_that_train_together_take_turns_writing(
+    tmp_path: Path, trial: TrialConfig, full: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    begun, go_on = threading.Event(), threading.Event()
+    write = state.write_state
+
+    def slow(*given: Any) -> None:
+        nonlocal now
+        begun.set()
+        assert go_on.wait(60)
+        now += 2.0
+        write(*given)
+
+    monkeypatch.setattr(state, "write_state", slow)
+    writer = Writer()
+    other = replace(trial, number=8)
+    both = [Keeping(tmp_path, t, print, 10.0, writer) for t in (trial, other)]
+    now = 10.0
+    assert all(keeping.due for keeping in both)
+    both[0].keep(lambda: full)  # comes back while it is written
+    assert begun.wait(60) and read_state(tmp_path, trial) is None
+    assert not any(keeping.due for keeping in both)
+    go_on.set()
+    both[0].settle()
+    assert read_state(tmp_path, trial) is not None
+    now += 39.0
+    assert not any(keeping.due for keeping in both)  # it took 2 s, so 40 s pass for each of them
+    now += 1.0
+    assert all(keeping.due for keeping in both)
+    writer.close()
+
+
+@pytest.mark.parametrize("writer", [None, Writer()])
 def test_what_cannot_be_written_is_said_once(
-    tmp_path: Path, trial: TrialConfig, full: State
+    tmp_path: Path, trial: TrialConfig, full: State, writer: Writer | None
 ) -> None:
     (tmp_path / "file").write_text("")
     notes: list[str] = []
-    keeping = Keeping(tmp_path / "file", trial, notes.append, every_s=0.0)
+    keeping = Keeping(tmp_path / "file", trial, notes.append, 0.0, writer)
     for _ in range(3):
         keeping.keep(lambda: full)
+    keeping.settle()
     assert len(notes) == 1 and "the state of trial 7 cannot be kept: " in notes[0]

@@ -8,7 +8,7 @@ works on whole adapters (clipping, optimizers, emptying) works on rows and knows
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -113,34 +113,38 @@ class Bank:
         self._round_row(target)
         self.empty(source)
 
-    def saved(self, slot: int, r: int, targets: Iterable[str]) -> dict[str, Tensor]:
-        """A slot's adapter of rank `r` and its moments, on the host; `restore` takes them back.
+    def saved(self, slot: int, r: int, targets: Collection[str]) -> dict[str, Tensor]:
+        """A copy of a slot's adapter of rank `r` and of its moments, each end to end.
 
-        The bank's width is not part of it. Waits for the device.
+        The bank's width is not part of it; `restore` takes it back.
         """
-        found = {}
-        for kind, row in self._kept():
-            views = self._views(row[slot : slot + 1].cpu())
-            for name, a, b in zip(self.shapes, views.a, views.b, strict=True):
-                if name in targets:
-                    found[f"{kind}.{name}.a"] = a[0, :r].clone()
-                    found[f"{kind}.{name}.b"] = b[0, :, :r].clone()
-        return found
+        return {kind: torch.cat([piece.flatten() for piece in self._pieces(row, slot, r, targets)])
+                for kind, row in self._kept().items()}
 
-    def restore(self, slot: int, state: Mapping[str, Tensor]) -> None:
+    def restore(
+        self, slot: int, r: int, targets: Collection[str], state: Mapping[str, Tensor]
+    ) -> None:
         """Takes back what `saved` gave, bit for bit."""
         self.empty(slot)
-        for kind, row in self._kept():
-            views = self._views(row[slot : slot + 1])
-            for name, a, b in zip(self.shapes, views.a, views.b, strict=True):
-                if f"{kind}.{name}.a" in state:
-                    left, right = state[f"{kind}.{name}.a"], state[f"{kind}.{name}.b"]
-                    a[0, : len(left)].copy_(left)
-                    b[0, :, : right.shape[1]].copy_(right)
+        for kind, row in self._kept().items():
+            pieces = self._pieces(row, slot, r, targets)
+            sizes = [piece.numel() for piece in pieces]
+            given = torch.split(state[kind].to(row.device), sizes)
+            for piece, numbers in zip(pieces, given, strict=True):
+                piece.copy_(numbers.view(piece.shape))
         self._round_row(slot)
 
-    def _kept(self) -> tuple[tuple[str, Tensor], ...]:
-        return ("parameter", self.parameters), ("first", self.first), ("second", self.second)
+    def _pieces(
+        self, rows: Tensor, slot: int, r: int, targets: Collection[str]
+    ) -> list[Tensor]:
+        """What rank `r` fills of the factors of these modules, in place."""
+        views = self._views(rows[slot : slot + 1])
+        named = zip(self.shapes, views.a, views.b, strict=True)
+        return [piece for name, a, b in named if name in targets
+                for piece in (a[0, :r], b[0, :, :r])]
+
+    def _kept(self) -> dict[str, Tensor]:
+        return {"parameter": self.parameters, "first": self.first, "second": self.second}
 
     def widened(self, r: int) -> Bank:
         """A bank for ranks up to `r` with the same adapters in the same slots."""

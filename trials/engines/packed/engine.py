@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -93,7 +93,9 @@ class PackedEngine:
             clock = Clock(base, bank, pack, self.corpus, self.forward, self._shapes(size),
                           Replays(base.device, records=size.compiled))
             stack.callback(clock.checkpoint, False)
-            yield Slots(self.shared, clock, pack, self._skeleton)
+            slots = Slots(self.shared, clock, pack, self._skeleton)
+            stack.callback(slots.writer.close)
+            yield slots
 
     def rehearse(self, tokens: int) -> int:
         """The bytes that a clock of about so many tokens takes, its bank and copies aside."""
@@ -116,7 +118,7 @@ class Heard:
     measured: Measured | None
     written: dict[int, tuple[Sample, ...]]  # by slot
     writing_seconds: float
-    states: dict[int, Snapshot]  # by slot: of whose trial a state is due
+    states: dict[int, Callable[[], Snapshot]]  # by slot: of whose trial a state is due
 
 
 class Shift:
@@ -195,12 +197,15 @@ class Shift:
         texts = self.slots.written(seats)
         return {seat.slot: own for seat, own in zip(seats, texts, strict=True)}
 
-    def _states(self, told: Told) -> dict[int, Snapshot]:
-        """As of now, where the device is heard when it has gone on already."""
-        if not self.lag:
+    def _states(self, told: Told) -> dict[int, Callable[[], Snapshot]]:
+        """As of now, where the device is heard when it has gone on already: one at a time."""
+        if not self.lag or any(heard.states for heard in self._unheard):
             return {}
-        return {slot: self.slots.snapshot(seat) for slot, seat, _ in told.steps
-                if seat.course.keeping.due}
+        due = [seat for _, seat, _ in told.steps if seat.course.keeping.due]
+        if not due:
+            return {}
+        first = min(due, key=lambda seat: seat.course.keeping.due_at)
+        return {first.slot: self.slots.snapshot(first)}
 
     def _measured(self, ticking: tuple[Seat, ...]) -> Measured | None:
         slots = self.slots
@@ -233,7 +238,10 @@ class Shift:
             seat.course.written = heard.written.get(seat.slot, ())
 
     def _snapshot(self, heard: Heard, seat: Seat) -> Snapshot | None:
-        return heard.states.get(seat.slot) if self.lag else self.slots.snapshot(seat)
+        if not self.lag:
+            return self.slots.snapshot(seat)()
+        made = heard.states.get(seat.slot)
+        return None if made is None else made()
 
     def _take_in_step(
         self, seat: Seat, step: Step, loss: float, norm: float, rate: float, skipped: float
@@ -246,6 +254,7 @@ class Shift:
         if seat.course.outcome is Outcome.COMPLETE:
             self.slots.keep(seat)
         self.slots.leave(seat)
+        seat.course.keeping.settle()
         self.driver.finish(seat.course.result())
 
     def _rescue(self, error: Exception, seats: list[Seat]) -> None:

@@ -32,11 +32,15 @@ class Later:
             self._host.copy_(tensor, non_blocking=True)
             self._event = _mark()
 
-    def numbers(self) -> list[Any]:
-        """The tensor as a list."""
+    def tensor(self) -> Tensor:
+        """The copy."""
         if self._event is not None:
             self._event.synchronize()
-        return self._host.tolist()
+        return self._host
+
+    def numbers(self) -> list[Any]:
+        """The copy as a list."""
+        return self.tensor().tolist()
 
 
 class Span:

@@ -10,7 +10,7 @@ whose gradient overflows is not made, and halves it (torch.amp.GradScaler's rule
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -94,15 +94,14 @@ class Optimizer:
         self.made[slot], self._good[slot] = 0, 0
         self.scale[slot] = FIRST_SCALE if self._scaled else 1.0
 
-    def saved(self, slot: int) -> dict[str, float]:
-        """A slot's numbers; waits for the device."""
-        return {"made": int(self.made[slot]), "good": int(self._good[slot]),
-                "scale": float(self.scale[slot])}
+    def saved(self, slot: int) -> Tensor:
+        """A copy of a slot's numbers, fp64 `[3]`."""
+        return torch.stack([row[slot].double() for row in (self.made, self._good, self.scale)])
 
-    def restore(self, slot: int, state: Mapping[str, float]) -> None:
+    def restore(self, slot: int, saved: Sequence[float]) -> None:
         """Takes back what `saved` gave."""
-        self.made[slot], self._good[slot] = int(state["made"]), int(state["good"])
-        self.scale[slot] = state["scale"]
+        for row, number in zip((self.made, self._good, self.scale), saved, strict=True):
+            row[slot] = number
 
     def move(self, source: int, target: int) -> None:
         """Takes a slot's numbers along when its rows of the bank move."""

@@ -11,7 +11,7 @@ from trials.engines.packed.corpus import Corpus, Ints, Rows
 from trials.engines.packed.optim import coefficients
 from trials.evaluate import Evaluation
 from trials.training.plan import Step
-from trials.training.state import Keeping
+from trials.training.state import Keeping, Writer
 
 
 class Seat:
@@ -100,14 +100,15 @@ class PackedCourse(Course):
     """A course whose evaluation has been made by the pack when its tick comes."""
 
     def __init__(
-        self, seat: Seat, driver: Driver, assignment: Assignment, device: torch.device
+        self, seat: Seat, driver: Driver, assignment: Assignment, device: torch.device,
+        writer: Writer,
     ) -> None:
         self.evaluation: Evaluation | None = None  # of the step that is told next
         self.written: tuple[Sample, ...] = ()  # likewise
         super().__init__(
             seat.trial, driver, assignment.worker, device, self._made, slot=lambda: seat.slot,
             write=(lambda: self.written) if assignment.samples_at_ticks else None,
-            keeping=Keeping.assigned(assignment, seat.trial, driver.note),
+            keeping=Keeping.assigned(assignment, seat.trial, driver.note, writer),
         )
 
     def waited(self, seconds: float, writing_seconds: float) -> None:

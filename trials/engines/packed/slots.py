@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,13 @@ from trials.engines.packed.bank import Bank, Shapes
 from trials.engines.packed.clock import Clock
 from trials.engines.packed.forward import Forward
 from trials.engines.packed.initial import Skeleton, targeted
+from trials.engines.packed.later import Later
 from trials.engines.packed.layers import Flight, Pack
 from trials.engines.packed.optim import check_supported
 from trials.engines.packed.products import Padded
 from trials.engines.packed.seat import PackedCourse, Seat
 from trials.engines.trl import TrlEngine, origin_of
-from trials.training.state import State
+from trials.training.state import State, Writer
 
 
 class Slots:
@@ -29,6 +30,7 @@ class Slots:
 
     def __init__(self, shared: TrlEngine, clock: Clock, pack: Pack, skeleton: Skeleton) -> None:
         self.shared, self.clock, self.pack, self._skeleton = shared, clock, pack, skeleton
+        self.writer = Writer()
         self._seats: list[Seat | None] = [None] * clock.bank.slots
 
     @property
@@ -60,7 +62,8 @@ class Slots:
         names = resolve_targets(self.shared.base.facts, trial.lora.target_modules)
         seat = self._seat(trial)
         seat.targets = self._targets(names)
-        seat.course = PackedCourse(seat, driver, self.shared.assignment, self.shared.base.device)
+        seat.course = PackedCourse(
+            seat, driver, self.shared.assignment, self.shared.base.device, self.writer)
         seat.course.trainable_parameters = _numbers(seat, self.bank.shapes)
         if trial.lora.r > self.bank.r:
             self.clock.widen(trial.lora.r)
@@ -75,13 +78,18 @@ class Slots:
     def _continue(self, seat: Seat, state: State) -> None:
         seat.course.resume(state.progress)
         seat.resume(state.progress.steps)
-        self.bank.restore(seat.slot, state.tensors)
-        self.clock.optimizer.restore(seat.slot, state.progress.numbers)
+        self.bank.restore(seat.slot, seat.trial.lora.r, seat.targets, state.tensors)
+        self.clock.optimizer.restore(seat.slot, state.progress.numbers["optimizer"])
 
-    def snapshot(self, seat: Seat) -> Snapshot:
-        """What continues a seat's trial from its last step; waits for the device."""
+    def snapshot(self, seat: Seat) -> Callable[[], Snapshot]:
+        """What continues a seat's trial from its last step, on its way; asking for it waits."""
         rows = self.bank.saved(seat.slot, seat.trial.lora.r, seat.targets)
-        return Snapshot(rows, self.clock.optimizer.saved(seat.slot))
+        tensors = {kind: Later(row) for kind, row in rows.items()}
+        numbers = Later(self.clock.optimizer.saved(seat.slot))
+        return lambda: Snapshot(
+            {kind: later.tensor() for kind, later in tensors.items()},
+            {"optimizer": numbers.numbers()},
+        )
 
     def leave(self, seat: Seat) -> None:
         """Frees a seat's slot."""

@@ -393,9 +393,9 @@ class Killed(BaseException):
     """Stands for the end of the process: nothing is told, nothing tidied up."""
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_interrupted_trials_go_on_from_their_last_tick(
-    tiny: Tiny, tmp_path: Path, optimizer: str
+@pytest.mark.parametrize(("optimizer", "lag"), [("adamw", 0), ("sgd", 0), ("adamw", 1)])
+def test_interrupted_trials_go_on_from_their_last_state(
+    tiny: Tiny, tmp_path: Path, optimizer: str, lag: int
 ) -> None:
     trials = [tiny.trial(k, seed=k, examples=128, ticks=4, optimizer=optimizer, warmup=0.2,
                          scheduler="cosine", lora={"r": 3 + 2 * k, "dropout": 0.2})
@@ -405,6 +405,7 @@ def test_interrupted_trials_go_on_from_their_last_tick(
     shared = engine.shared
     shared.assignment = replace(shared.assignment, states_dir=str(tmp_path), state_every_s=0.0)
     driver.trials += trials
+    engine.size = replace(engine.size, lag=lag)
 
     def until(report: Report) -> Verdict:
         if report.tick == 3:
@@ -417,10 +418,13 @@ def test_interrupted_trials_go_on_from_their_last_tick(
     again = Recorder([replace(trial, attempt=1) for trial in trials], setup=driver.setup)
     engine.run(again)
     for k in range(2):
-        assert again.losses(k) == whole.losses(k)  # told again from the first, not a bit changed
+        # Told again from the first, not a bit changed; where the two go on from different clocks,
+        # matrices of other sizes round otherwise.
+        assert again.losses(k) == pytest.approx(whole.losses(k), rel=1e-5 if lag else 0, abs=0)
         steps = [point.examples for r in again.reports if r.trial == k and not r.again
                  for point in r.history]
-        assert min(steps) > 64  # trained again from the second tick alone
+        # From the second tick alone; where the device is ahead, one state at a time is on its way.
+        assert min(steps) > (32 if lag else 64)
 
 
 @pytest.mark.parametrize("at_ticks", [False, True])

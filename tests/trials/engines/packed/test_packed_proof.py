@@ -217,7 +217,7 @@ def test_a_bank_row_can_be_saved_and_restored_and_a_bank_widened(
         bank = slots.bank
         rows = [t.clone() for t in bank.rows]
         kept = bank.saved(1, seats[1].trial.lora.r, seats[1].targets)
-        bank.restore(1, kept)
+        bank.restore(1, seats[1].trial.lora.r, seats[1].targets, kept)
         assert all(torch.equal(a, b) for a, b in zip(bank.rows, rows, strict=True))
         wider = bank.widened(20)
         assert wider.r == 32
