@@ -51,6 +51,9 @@ def load_base(model: ModelConfig, device: str, progress: Progress) -> Base:
     where = resolve_device(device)
     dtype = compute_dtype(where, model.dtype)
     quantisation(model, dtype)  # checks the names before anything is read
+    # Of masked rows its backward can be NaN (huggingface/trl issue 7181), and it plans anew for
+    # every length that occurs, which costs more than it gains.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     with quiet():
         progress("finding the base", 0, STEPS)
         folder, name, revision = locate(model, progress)

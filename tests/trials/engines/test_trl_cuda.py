@@ -9,6 +9,7 @@ import pytest
 import torch
 from running import fp32_of, outcomes, run
 from tiny import Recorder, Tiny
+from torch.nn.functional import scaled_dot_product_attention
 
 from trials.contract import PAGED, Outcome, TrialConfig
 
@@ -49,6 +50,18 @@ def test_on_cuda_too_how_a_batch_is_computed_does_not_matter(
     driver = run(device, whole, device.trial(1, batch_size=16, **setting))
     assert outcomes(driver) == [Outcome.COMPLETE] * 2
     assert driver.losses(1) == pytest.approx(driver.losses(0), rel=rel)
+
+
+@pytest.mark.gpu
+def test_gradients_of_masked_attention_are_finite(tiny: Tiny) -> None:
+    length, width = 704, 64  # cuDNN's backward gives NaN where all scores are far below 0
+    run(on_cuda(tiny), tiny.trial(examples=8, ticks=1))
+    q, k, v = (torch.randn(1, 1, length, width, device="cuda").bfloat16() for _ in "qkv")
+    q[..., 0], k[..., 0] = 1.0, -120.0 * width**0.5
+    q.requires_grad_()
+    mask = torch.ones(length, length, dtype=torch.bool, device="cuda").tril()[None, None]
+    scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
+    assert q.grad is not None and q.grad.isfinite().all()
 
 
 @pytest.mark.gpu

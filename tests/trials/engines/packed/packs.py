@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from trials.adapters import NAME, PREFIX, fresh_adapter
 from trials.base import resolve_targets
-from trials.contract import EngineConfig, TrialConfig
+from trials.contract import CONTINUE, EngineConfig, Report, TrialConfig, Verdict
 from trials.dropout import row_keys
 from trials.engines.packed import prepare
 from trials.engines.packed.bank import Bank, shapes_of
@@ -56,6 +57,31 @@ def run(tiny: Tiny, *trials: TrialConfig, answer: Any = None, **options: Any) ->
         driver.answer = answer
     engine.run(driver)
     return driver
+
+
+class Killed(BaseException):
+    """Stands for the end of the process: nothing is told, nothing tidied up."""
+
+
+def interrupted(
+    engine: PackedEngine, driver: Recorder, trials: Sequence[TrialConfig], states: Path
+) -> Recorder:
+    """Kills the engine at the first third tick, and hands out the same trials again."""
+
+    def until(report: Report) -> Verdict:
+        if report.tick == 3:
+            raise Killed
+        return CONTINUE
+
+    shared = engine.shared
+    shared.assignment = replace(shared.assignment, states_dir=str(states), state_every_s=0.0)
+    driver.trials += trials
+    driver.answer = until
+    with pytest.raises(Killed):
+        engine.run(driver)
+    again = Recorder([replace(trial, attempt=1) for trial in trials], setup=driver.setup)
+    engine.run(again)
+    return again
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from packs import mixed, prepared, run, seated, ticked
+from packs import interrupted, mixed, prepared, run, seated, ticked
 from tiny import Tiny, made_in
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -288,6 +288,19 @@ def test_fp16_has_a_loss_scale_for_each_slot(
         assert {r.outcome for r in driver.results} == {Outcome.COMPLETE}
         made.append(sum(len(report.history) for report in driver.reports))
     assert made[1] < made[0]  # steps that were not made are not in the curve
+
+
+def test_interrupted_trials_go_on_from_a_state_that_was_written_beside_them(
+    packs: Tiny, tmp_path: Path
+) -> None:
+    trials = [packs.trial(k, seed=k, examples=256, ticks=4) for k in range(2)]
+    whole = run(packs, *trials, capacity=2)
+    again = interrupted(*prepared(packs, capacity=2), trials, tmp_path)
+    for k in range(2):
+        assert again.losses(k) == pytest.approx(whole.losses(k), rel=2e-2)
+        steps = [point.examples for r in again.reports if r.trial == k and not r.again
+                 for point in r.history]
+        assert min(steps) > 64
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from packs import TARGETS, mixed, prepared, run
 from tiny import Recorder, Tiny, made_in
 
 from trials.contract import (
-    CONTINUE,
     SCHEDULERS,
     Assignment,
     EngineConfig,
@@ -389,10 +388,6 @@ def test_int8_and_unknown_layers_are_refused(tiny: Tiny) -> None:
 # --- continued -----------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Stands for the end of the process: nothing is told, nothing tidied up."""
-
-
 @pytest.mark.parametrize(("optimizer", "lag"), [("adamw", 0), ("sgd", 0), ("adamw", 1)])
 def test_interrupted_trials_go_on_from_their_last_state(
     tiny: Tiny, tmp_path: Path, optimizer: str, lag: int
@@ -402,21 +397,8 @@ def test_interrupted_trials_go_on_from_their_last_state(
               for k in range(2)]
     whole = run(tiny, *trials, capacity=2)
     engine, driver = prepared(tiny, capacity=2)
-    shared = engine.shared
-    shared.assignment = replace(shared.assignment, states_dir=str(tmp_path), state_every_s=0.0)
-    driver.trials += trials
     engine.size = replace(engine.size, lag=lag)
-
-    def until(report: Report) -> Verdict:
-        if report.tick == 3:
-            raise Killed
-        return CONTINUE
-
-    driver.answer = until
-    with pytest.raises(Killed):
-        engine.run(driver)
-    again = Recorder([replace(trial, attempt=1) for trial in trials], setup=driver.setup)
-    engine.run(again)
+    again = interrupted(engine, driver, trials, tmp_path)
     for k in range(2):
         # Told again from the first, not a bit changed; where the two go on from different clocks,
         # matrices of other sizes round otherwise.
