@@ -167,6 +167,7 @@ def assignment(
         optimizers=tuple(possible(config, "train.optimizer")),
         max_batch_size=max(possible(config, "train.batch_size")),
         packing=any(possible(config, "train.packing")),
+        dropout=any(possible(config, "lora.dropout")),
         max_r=max(possible(config, "lora.r")),
         gradient_checkpointing=all(possible(config, "train.gradient_checkpointing")),
         threads=threads,

@@ -153,6 +153,9 @@ def _assignment(trial: TrialConfig, options: argparse.Namespace) -> Assignment:
         optimizers=(trial.train.optimizer,),
         max_batch_size=trial.train.batch_size,
         packing=trial.train.packing,
+        dropout=trial.lora.dropout > 0,
+        max_r=trial.lora.r,
+        gradient_checkpointing=trial.train.gradient_checkpointing,
         threads=options.threads,
         adapters_dir=None if options.adapters is None else str(options.adapters.absolute()),
     )

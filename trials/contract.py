@@ -146,6 +146,7 @@ class Assignment:
     optimizers: tuple[str, ...]  # likewise
     max_batch_size: int | None = None  # likewise; examples
     packing: bool = False  # whether any trial packs
+    dropout: bool = True  # whether any trial may drop inputs of its adapter
     max_r: int | None = None  # the largest rank that the study may use; null: unknown
     gradient_checkpointing: bool = False  # whether every trial recomputes its activations
     threads: int | None = None  # CPU threads for this worker; null: all

@@ -45,7 +45,7 @@ class Clock:
 
     def __init__(
         self, base: Base, bank: Bank, pack: Pack, corpus: Corpus, forward: Forward, shapes: Shapes,
-        replays: Replays,
+        replays: Replays, *, drops: bool,
     ) -> None:
         self.bank, self.pack, self.corpus, self.shapes = bank, pack, corpus, shapes
         self._model: Any = base.model
@@ -56,11 +56,12 @@ class Clock:
         self.rates = torch.zeros(slots, dtype=torch.float64, device=device)  # of dropout
         self.starts = torch.zeros(slots, dtype=torch.int32, device=device)  # of dropout's keys
         self.optimizer = Optimizer(slots, device, scaled=bank.compute.dtype == torch.float16)
-        self._checkpointing = False
+        self._drops, self._checkpointing = drops, False
 
     def seat(self, seat: Seat) -> None:
         """Sets a slot's own numbers; its rows of the bank are the caller's affair."""
         rate = seat.trial.lora.dropout
+        self._drops = self._drops or rate > 0
         self.losses[seat.slot] = 0.0
         self.scales[seat.slot] = seat.scale / (1.0 - rate)
         self.rates[seat.slot] = rate
@@ -89,33 +90,30 @@ class Clock:
         tensors = {name: sent(value, device) for name, value in samples.tensors.items()}
         shares = torch.zeros(shape.slots + 1, dtype=torch.float64, device=device)
         self.checkpoint(checkpointing)
-        for drops in (False, True):
+        for _ in range(2):  # what is compiled or tuned at first is not part of it
             before = _peak(device)
-            self._work(shares, Samples(**tensors), shape, drops)
+            self._work(shares, Samples(**tensors), shape)
         self.restart([])
         return _peak(device, before)
 
     def _accumulate(
         self, samples: Samples, shape: Padded | Ragged, given: Sequence[Seat | None]
     ) -> None:
-        drops = any(seat is not None and seat.trial.lora.dropout for seat in given)
         self.checkpoint(any(s and s.trial.train.gradient_checkpointing for s in given))
         shares = [0.0 if seat is None else 1.0 / seat.batch_targets for seat in given]
         inputs = samples.tensors | {"shares": torch.tensor([*shares, 0.0], dtype=torch.float64)}
 
         def work(tensors: dict[str, Tensor]) -> None:
             given = dict(tensors)
-            self._work(given.pop("shares"), Samples(**given), shape, drops)
+            self._work(given.pop("shares"), Samples(**given), shape)
 
-        key = ("accumulate", shape, drops, self._checkpointing)
+        key = ("accumulate", shape, self._drops, self._checkpointing)
         self._replays.run(key, inputs, work)
 
-    def _work(
-        self, shares: Tensor, samples: Samples, shape: Padded | Ragged, drops: bool
-    ) -> None:
+    def _work(self, shares: Tensor, samples: Samples, shape: Padded | Ragged) -> None:
         n = shape.slots
         weights, gradients = self.bank.prefix(n)
-        flight = Flight(weights, self._products(samples, shape, drops), gradients)
+        flight = Flight(weights, self._products(samples, shape), gradients)
         share = shares[samples.slot].to(self.losses.dtype)
         scale = torch.nn.functional.pad(self.optimizer.scale[:n], (0, 1), value=1.0)
         with self.pack.flying(flight), self.forward.rows_of(shape):
@@ -129,9 +127,9 @@ class Clock:
             losses.to(share.dtype) * share, "sum", lengths=samples.counts, unsafe=True
         )[:n]
 
-    def _products(self, samples: Samples, shape: Padded | Ragged, drops: bool) -> Products:
+    def _products(self, samples: Samples, shape: Padded | Ragged) -> Products:
         keys = None
-        if drops:
+        if self._drops:
             keys = row_keys(self.starts[samples.owner], samples.order, samples.tokens)
         if isinstance(shape, Padded):
             n = shape.slots

@@ -91,7 +91,8 @@ class PackedEngine:
             bank = Bank(shapes_of(self.layers), slots=size.slots, r=size.r, device=base.device,
                         compute=self._dtype)
             clock = Clock(base, bank, pack, self.corpus, self.forward, self._shapes(size),
-                          Replays(base.device, records=size.compiled))
+                          Replays(base.device, records=size.compiled),
+                          drops=self.shared.assignment.dropout)
             stack.callback(clock.checkpoint, False)
             slots = Slots(self.shared, clock, pack, self._skeleton)
             stack.callback(slots.writer.close)

@@ -6,9 +6,11 @@ that PEFT loads: both are done by PEFT itself, on a skeleton with the base's mod
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from trials.adapters import NAME, PREFIX, Adapter, export, fresh_adapter
 from trials.contract import LoraConfig
 from trials.engines.packed.bank import Factors
 
+KEPT_BYTES = 2 * 2**30  # of first adapters, on the host
 Origin = tuple[str, str | None]  # a folder or hub name, and its revision
 
 
@@ -25,6 +28,7 @@ class Skeleton:
     """A base's modules without their numbers."""
 
     def __init__(self, base: PreTrainedModel) -> None:
+        self._drawn: OrderedDict[Any, Factors] = OrderedDict()  # by rank, targets and seed
         with torch.device("meta"):
             self._model = type(base)(base.config)
         real = dict(base.named_modules())
@@ -33,10 +37,17 @@ class Skeleton:
                 setattr(module, key, _nothing(parameter.shape, _dtype(real[name], key)))
 
     def initial(self, lora: LoraConfig, targets: Sequence[str], seed: int) -> Factors:
-        """The adapter that a trial starts from, on the CPU."""
-        with self._adapter(lora, targets, seed) as adapter:
-            return {name: (a.detach().clone(), b.detach().clone())
-                    for name, (a, b) in _factors(adapter).items()}
+        """The adapter that a trial starts from, on the CPU; trials of a study share a few."""
+        key = lora.r, tuple(targets), seed
+        found = self._drawn.pop(key, None)
+        if found is None:
+            with self._adapter(lora, targets, seed) as adapter:
+                found = {name: (a.detach().clone(), _kept(b.detach()))
+                         for name, (a, b) in _factors(adapter).items()}
+        self._drawn[key] = found
+        while len(self._drawn) > 1 and sum(map(_bytes, self._drawn.values())) > KEPT_BYTES:
+            self._drawn.popitem(last=False)
+        return found
 
     def export(
         self, factors: Factors, lora: LoraConfig, targets: Sequence[str], folder: Path,
@@ -59,6 +70,14 @@ def targeted(paths: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
     """The paths that PEFT would adapt for these names: it matches them as suffixes."""
     return tuple(path for path in paths
                  if any(path == name or path.endswith(f".{name}") for name in targets))
+
+
+def _kept(b: Tensor) -> Tensor:
+    return b.clone() if b.any() else b.new_zeros(()).expand(b.shape)
+
+
+def _bytes(factors: Factors) -> int:
+    return sum(a.nbytes for a, _ in factors.values())
 
 
 def _factors(adapter: Adapter) -> Mapping[str, tuple[Tensor, Tensor]]:

@@ -95,7 +95,7 @@ def bench(
                     dtype=dtype)
         clock = Clock(engine.shared.base, bank, pack, engine.corpus, engine.forward,
                       engine._shapes(replace(engine.size, slots=slots)),
-                      Replays(device, records=False))
+                      Replays(device, records=False), drops=True)
         yield Slots(engine.shared, clock, pack, engine._skeleton)
 
 

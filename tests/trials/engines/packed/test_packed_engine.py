@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from packs import TARGETS, mixed, prepared, run
+from packs import TARGETS, interrupted, mixed, prepared, run
 from tiny import Recorder, Tiny, made_in
 
 from trials.contract import (

@@ -106,7 +106,7 @@ def test_dropout_draws_the_masks_of_the_other_engine(dense: Tiny, engine: Packed
         given = [seat.take(2)[0] for seat in seats]
         shape = Padded(slots=2, rows=2, width=40)
         samples = slots.clock.corpus.samples(given, shape)
-        keys = slots.clock._products(samples, shape, drops=True).keys.view(2, 2, 40)
+        keys = slots.clock._products(samples, shape).keys.view(2, 2, 40)
     lengths = slots.clock.corpus.lengths
     for seat, rows in enumerate(given):
         for row, position in enumerate(rows.positions.tolist()):
@@ -223,6 +223,16 @@ def test_a_bank_row_can_be_saved_and_restored_and_a_bank_widened(
         assert wider.r == 32
         for name, pair in bank.factors(0, 8).items():
             assert all(map(torch.equal, pair, wider.factors(0, 8)[name]))
+
+
+def test_slots_start_where_peft_would(dense: Tiny, engine: PackedEngine) -> None:
+    trials = [*mixed(dense), *(dense.trial(4 + k, seed=3 + k, lora={"r": 8}) for k in range(2))]
+    with bench(engine, slots=len(trials), r=8) as slots:
+        seated(slots, *trials)
+        for k, trial in enumerate(trials):
+            found = slots.bank.factors(k, trial.lora.r)
+            for name, pair in alone(engine, trial, steps=0).factors.items():
+                assert all(map(torch.equal, pair, found[name]))
 
 
 def test_samples_are_laid_out_slot_by_slot(engine: PackedEngine) -> None:
