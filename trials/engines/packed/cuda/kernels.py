@@ -45,8 +45,8 @@ def _tile(tiles, place, PARTS: tl.constexpr, ROWS: tl.constexpr):
 @triton.jit(do_not_specialize=["first"])
 def down(
     x, weights, s, index, first, tiles, scales, keys, thresholds, x_row, slot_words, s_module,
-    MODULES: tl.constexpr, PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr,
-    DTYPE: tl.constexpr,
+    pairs,
+    MODULES: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
     """s = scale * drop(x) a^T; grid (tiles * PARTS * modules, ranks / RANKS)."""
@@ -65,16 +65,16 @@ def down(
         row_keys = row_keys_of(keys, rows, live, module)
         threshold = tl.load(thresholds + slot)
     total = tl.zeros((ROWS, RANKS), tl.float32)
-    for column in range(0, PAIRS, STEP):
+    for column in range(0, pairs, STEP):
         pair = column + tl.arange(0, STEP)
-        inside = pair < PAIRS
+        inside = pair < pairs
         words = tl.load(x + rows[:, None] * x_row + pair[None, :],
                         mask=live[:, None] & inside[None, :], other=0)
         even, odd = words & 0xFFFF, (words >> 16) & 0xFFFF
         if DROPS:
             keep_even, keep_odd = kept(row_keys, pair, threshold)
             even, odd = tl.where(keep_even, even, 0), tl.where(keep_odd, odd, 0)
-        own = tl.load(a + rank[:, None] * PAIRS + pair[None, :],
+        own = tl.load(a + rank[:, None] * pairs + pair[None, :],
                       mask=some[:, None] & inside[None, :], other=0)
         even_a, odd_a = own & 0xFFFF, (own >> 16) & 0xFFFF
         total = tl.dot(_number(even, DTYPE), tl.trans(_number(even_a, DTYPE)), total)
@@ -86,8 +86,8 @@ def down(
 
 @triton.jit
 def up(
-    y, s, b, tiles, y_row, b_slot,
-    COLUMNS: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr,
+    y, s, b, tiles, y_row, b_slot, columns,
+    R: tl.constexpr, DTYPE: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
     """y += s b^T; grid (tiles * PARTS, columns / STEP)."""
@@ -97,7 +97,7 @@ def up(
     live = tl.arange(0, ROWS) < count
     rows = start + tl.arange(0, ROWS)
     column = tl.program_id(1) * STEP + tl.arange(0, STEP)
-    inside = column < COLUMNS
+    inside = column < columns
     place = y + rows[:, None] * y_row + column[None, :]
     total = tl.load(place, mask=live[:, None] & inside[None, :], other=0.0).to(tl.float32)
     for first in range(0, R, RANKS):
@@ -113,8 +113,8 @@ def up(
 
 @triton.jit
 def back(
-    dy, b, ds, tiles, scales, dy_row, b_slot,
-    COLUMNS: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr,
+    dy, b, ds, tiles, scales, dy_row, b_slot, columns,
+    R: tl.constexpr, DTYPE: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
     """ds = scale * dy b; grid (tiles * PARTS, ranks / RANKS)."""
@@ -126,9 +126,9 @@ def back(
     rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
     some = rank < R
     total = tl.zeros((ROWS, RANKS), tl.float32)
-    for first in range(0, COLUMNS, STEP):
+    for first in range(0, columns, STEP):
         column = first + tl.arange(0, STEP)
-        inside = column < COLUMNS
+        inside = column < columns
         left = tl.load(dy + rows[:, None] * dy_row + column[None, :],
                        mask=live[:, None] & inside[None, :], other=0.0)
         right = tl.load(b + slot * b_slot + column[:, None] * R + rank[None, :],
@@ -141,9 +141,8 @@ def back(
 
 @triton.jit(do_not_specialize=["first"])
 def add_input(
-    dx, ds, weights, index, first, tiles, keys, thresholds, dx_row, slot_words, s_module,
-    MODULES: tl.constexpr, PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr,
-    DTYPE: tl.constexpr,
+    dx, ds, weights, index, first, tiles, keys, thresholds, dx_row, slot_words, s_module, pairs,
+    MODULES: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
     """dx += mask * (ds a) of all modules; grid (tiles * PARTS, pairs / STEP)."""
@@ -153,7 +152,7 @@ def add_input(
     live = tl.arange(0, ROWS) < count
     rows = start + tl.arange(0, ROWS)
     pair = tl.program_id(1) * STEP + tl.arange(0, STEP)
-    inside = pair < PAIRS
+    inside = pair < pairs
     place = dx + rows[:, None] * dx_row + pair[None, :]
     words = tl.load(place, mask=live[:, None] & inside[None, :], other=0)
     total_even = _number(words & 0xFFFF, DTYPE).to(tl.float32)
@@ -168,7 +167,7 @@ def add_input(
             some = rank < R
             left = tl.load(ds + which * s_module + rows[:, None] * R + rank[None, :],
                            mask=live[:, None] & some[None, :], other=0.0)
-            own = tl.load(a + rank[:, None] * PAIRS + pair[None, :],
+            own = tl.load(a + rank[:, None] * pairs + pair[None, :],
                           mask=some[:, None] & inside[None, :], other=0)
             even = tl.dot(left, _number(own & 0xFFFF, DTYPE), even)
             odd = tl.dot(left, _number((own >> 16) & 0xFFFF, DTYPE), odd)
@@ -184,9 +183,8 @@ def add_input(
 
 @triton.jit
 def grad_b(
-    gb, dy, s, starts, dy_row, g_slot,
-    COLUMNS: tl.constexpr, R: tl.constexpr,
-    ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+    gb, dy, s, starts, dy_row, g_slot, columns,
+    R: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
     """gb += dy^T s; grid (columns / STEP, ranks / RANKS, slots)."""
     slot = tl.program_id(2).to(tl.int64)
@@ -195,7 +193,7 @@ def grad_b(
         return
     column = tl.program_id(0) * STEP + tl.arange(0, STEP)
     rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
-    inside, some = column < COLUMNS, rank < R
+    inside, some = column < columns, rank < R
     total = tl.zeros((STEP, RANKS), tl.float32)
     for first in range(start, end, ROWS):
         rows = (first + tl.arange(0, ROWS)).to(tl.int64)
@@ -212,9 +210,9 @@ def grad_b(
 
 @triton.jit(do_not_specialize=["first"])
 def grad_a(
-    gradients, ds, x, index, first, starts, keys, thresholds, x_row, slot_numel, s_module,
-    MODULES: tl.constexpr, PAIRS: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr,
-    DTYPE: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+    gradients, ds, x, index, first, starts, keys, thresholds, x_row, slot_numel, s_module, pairs,
+    MODULES: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
+    ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
     """ga += ds^T drop(x); grid (pairs / STEP * modules, ranks / RANKS, slots)."""
     slot = tl.program_id(2).to(tl.int64)
@@ -226,7 +224,7 @@ def grad_a(
     ds += which * s_module
     pair = tl.program_id(0) // MODULES * STEP + tl.arange(0, STEP)
     rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
-    inside, some = pair < PAIRS, rank < R
+    inside, some = pair < pairs, rank < R
     if DROPS:
         threshold = tl.load(thresholds + slot)
     total_even = tl.zeros((RANKS, STEP), tl.float32)
@@ -245,7 +243,7 @@ def grad_a(
                                 mask=live[:, None] & some[None, :], other=0.0))
         total_even = tl.dot(left, _number(even, DTYPE), total_even)
         total_odd = tl.dot(left, _number(odd, DTYPE), total_odd)
-    place = gradients + slot * slot_numel + begin + rank[:, None] * (2 * PAIRS) + 2 * pair[None, :]
+    place = gradients + slot * slot_numel + begin + rank[:, None] * (2 * pairs) + 2 * pair[None, :]
     there = some[:, None] & inside[None, :]
     tl.store(place, tl.load(place, mask=there, other=0.0) + total_even, mask=there)
     tl.store(place + 1, tl.load(place + 1, mask=there, other=0.0) + total_odd, mask=there)

@@ -49,7 +49,7 @@ class Ragged:
         kernels.down[self._grid(DOWN, r, ranks, modules=len(s))](
             _words(x), _words(weights.flat), s, weights.index, group.first, self.tiles,
             self.scales, *self._drops(), x.stride(0) // 2, weights.flat.stride(0) // 2,
-            s.stride(0), MODULES=len(s), PAIRS=pairs, R=r, DROPS=self.keys is not None,
+            s.stride(0), pairs, MODULES=len(s), R=r, DROPS=self.keys is not None,
             DTYPE=TYPES[x.dtype], RANKS=ranks, PARTS=TILE // DOWN["ROWS"], **DOWN,
         )
         return s
@@ -59,7 +59,7 @@ class Ragged:
             b = weights.b[place]
             columns, r = b.shape[1:]
             kernels.up[self._grid(UP, columns, UP["STEP"])](
-                y, own, b, self.tiles, y.stride(0), b.stride(0), COLUMNS=columns, R=r,
+                y, own, b, self.tiles, y.stride(0), b.stride(0), columns, R=r,
                 DTYPE=TYPES[y.dtype], RANKS=_ranks(r), PARTS=TILE // UP["ROWS"], **UP,
             )
 
@@ -70,9 +70,8 @@ class Ragged:
         for place, dy, own in zip(group.places, dys, ds, strict=True):
             b = weights.b[place]
             kernels.back[self._grid(BACK, r, ranks)](
-                dy, b, own, self.tiles, self.scales, dy.stride(0), b.stride(0),
-                COLUMNS=b.shape[1], R=r, DTYPE=TYPES[dy.dtype], RANKS=ranks,
-                PARTS=TILE // BACK["ROWS"], **BACK,
+                dy, b, own, self.tiles, self.scales, dy.stride(0), b.stride(0), b.shape[1],
+                R=r, DTYPE=TYPES[dy.dtype], RANKS=ranks, PARTS=TILE // BACK["ROWS"], **BACK,
             )
         return ds
 
@@ -86,13 +85,13 @@ class Ragged:
         for place, dy, own in zip(group.places, dys, s, strict=True):
             gb = gradients.b[place]
             kernels.grad_b[(-(-gb.shape[1] // GRAD_B["STEP"]), over, slots)](
-                gb, dy, own, self.starts, dy.stride(0), gb.stride(0), COLUMNS=gb.shape[1], R=r,
+                gb, dy, own, self.starts, dy.stride(0), gb.stride(0), gb.shape[1], R=r,
                 RANKS=ranks, **GRAD_B,
             )
         kernels.grad_a[(-(-pairs // GRAD_A["STEP"]) * len(ds), over, slots)](
             gradients.flat, ds, _words(x), gradients.index, group.first, self.starts,
-            *self._drops(), x.stride(0) // 2, gradients.flat.stride(0), ds.stride(0),
-            MODULES=len(ds), PAIRS=pairs, R=r, DROPS=self.keys is not None, DTYPE=TYPES[x.dtype],
+            *self._drops(), x.stride(0) // 2, gradients.flat.stride(0), ds.stride(0), pairs,
+            MODULES=len(ds), R=r, DROPS=self.keys is not None, DTYPE=TYPES[x.dtype],
             RANKS=ranks, **GRAD_A,
         )
 
@@ -101,7 +100,7 @@ class Ragged:
         kernels.add_input[self._grid(ADD_INPUT, pairs, ADD_INPUT["STEP"])](
             _words(dx), ds, _words(weights.flat), weights.index, group.first, self.tiles,
             *self._drops(), dx.stride(0) // 2, weights.flat.stride(0) // 2, ds.stride(0),
-            MODULES=len(ds), PAIRS=pairs, R=r, DROPS=self.keys is not None,
+            pairs, MODULES=len(ds), R=r, DROPS=self.keys is not None,
             DTYPE=TYPES[dx.dtype], RANKS=_ranks(r), PARTS=TILE // ADD_INPUT["ROWS"], **ADD_INPUT,
         )
 
