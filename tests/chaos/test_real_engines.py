@@ -64,7 +64,9 @@ def test_trl_continues_to_the_last_bit(tiny: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("engine", ["trl", "packed"])
 def test_more_kills_of_real_engines(engine: str, tiny: Path, tmp_path: Path) -> None:
     """Which trials meet in a pack is another matter after a kill; what they come to is not."""
-    more = [f"engine={engine}", *(["sampler=random", "pruner=none"] if engine == "packed" else [])]
+    # The third trial comes after the others, so that there is something left to kill.
+    pack = ["engine.capacity=2", "sampler=random", "pruner=none"]
+    more = [f"engine={engine}", *(pack if engine == "packed" else [])]
     for name, lives in (("calm", []), ("killed", [*KILLS, *MORE])):
         killed(typed(tiny, tmp_path / name, *more), tmp_path / name, lives)
     calm, after = losses(tmp_path / "calm"), losses(tmp_path / "killed")
