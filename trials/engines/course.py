@@ -78,6 +78,7 @@ class Course:
         self._reports: list[Report] = []  # answered with: go on
         self._evaluation: Evaluation | None = None  # the last one reported
         self._examples = self._steps = self._ticks = 0
+        self._behind = False  # the engine has made steps that this does not count
         self._said_at = time.monotonic()
 
     def resume(self, progress: Progress) -> None:
@@ -99,17 +100,7 @@ class Course:
 
     def step(self, done: StepDone) -> bool:
         """Takes in an optimizer step; True when the trial must end."""
-        self._steps += 1
-        self._examples = done.step.examples
-        point = self._meter.point(
-            examples=self._examples,
-            tokens=done.tokens,
-            train_loss=done.loss,
-            learning_rate=done.learning_rate,
-            grad_norm=done.grad_norm,
-        )
-        if not done.skipped:
-            self._history.append(point)
+        self._count(done)
         if not math.isfinite(done.loss):
             self._diverged("train loss", done.loss)
         elif not math.isfinite(done.grad_norm) and not done.skipped:
@@ -120,6 +111,16 @@ class Course:
             self._ask()
         self._keep(done.step)
         return self.outcome is not None
+
+    def overrun(self, done: StepDone) -> None:
+        """Takes in a step made before its engine heard of the stop, to be continued from there.
+
+        Not one that comes to a tick, which nobody would be told of, nor what follows it.
+        """
+        self._behind |= bool(done.step.ticks) or not math.isfinite(done.loss + done.grad_norm)
+        if not self._behind:
+            self._count(done)
+            self._keep(done.step)
 
     def sign_of_life(self) -> None:
         """Tells the driver now and then that an evaluation goes on; it is heard to its end."""
@@ -164,6 +165,19 @@ class Course:
             history=tuple(self._history),
             worker=self._worker,
         )
+
+    def _count(self, done: StepDone) -> None:
+        self._steps += 1
+        self._examples = done.step.examples
+        point = self._meter.point(
+            examples=self._examples,
+            tokens=done.tokens,
+            train_loss=done.loss,
+            learning_rate=done.learning_rate,
+            grad_norm=done.grad_norm,
+        )
+        if not done.skipped:
+            self._history.append(point)
 
     def _ask(self) -> None:
         """Between ticks the user and the budgets may stop the trial."""

@@ -138,13 +138,17 @@ class Shift:
         """Clock after clock, until the driver is done and every trial has ended."""
         while True:
             self._fill()
-            if any(seat.has_work for seat in self.slots.seats):
+            if self._at_work:
                 self._clock()
             elif not self.slots.seats and self._done:
                 return
             elif not self.slots.seats:
                 time.sleep(max(0.0, self._ask_at - time.monotonic()))
-            self._hear(self.lag if any(seat.has_work for seat in self.slots.seats) else 0)
+            self._hear(self.lag if self._at_work else 0)
+
+    @property
+    def _at_work(self) -> list[Seat]:
+        return [seat for seat in self.slots.seats if seat.has_work and seat.course.outcome is None]
 
     def _fill(self) -> None:
         while not self.slots.full and not self._done and time.monotonic() >= self._ask_at:
@@ -172,7 +176,7 @@ class Shift:
             self._end(seat)
 
     def _clock(self) -> None:
-        seats = [seat for seat in self.slots.seats if seat.has_work]
+        seats = self._at_work
         try:
             with self.idle.working():
                 told = self.slots.clock.tick(seats)
@@ -224,7 +228,7 @@ class Shift:
             self._take_in_evaluation(heard)
             numbers = heard.told.numbers.numbers()
             for slot, seat, step in heard.told.steps:
-                if seat.course.outcome is None:
+                if seat in self.slots.seats:
                     seat.course.snapshot = partial(self._snapshot, heard, seat)
                     self._take_in_step(seat, step, *(row[slot] for row in numbers))
 
@@ -239,16 +243,26 @@ class Shift:
             seat.course.written = heard.written.get(seat.slot, ())
 
     def _snapshot(self, heard: Heard, seat: Seat) -> Snapshot | None:
-        if not self.lag:
+        stopped = seat.course.outcome is Outcome.STOPPED and not self._ahead(seat)
+        if not self.lag or stopped:
             return self.slots.snapshot(seat)()
         made = heard.states.get(seat.slot)
         return None if made is None else made()
+
+    def _ahead(self, seat: Seat) -> bool:
+        """Whether the device has made a step of this seat that is not heard yet."""
+        return any(seat is other for heard in self._unheard for _, other, _ in heard.told.steps)
 
     def _take_in_step(
         self, seat: Seat, step: Step, loss: float, norm: float, rate: float, skipped: float
     ) -> None:
         done = StepDone(step, seat.tokens(step), loss, norm, rate, bool(skipped))
-        if seat.course.step(done):
+        if seat.course.outcome is not None:
+            seat.course.overrun(done)
+        elif not seat.course.step(done):
+            return
+        # One that is to be continued is stopped where the device is.
+        if seat.course.outcome is not Outcome.STOPPED or not self._ahead(seat):
             self._end(seat)
 
     def _end(self, seat: Seat) -> None:

@@ -24,6 +24,7 @@ from trials.contract import (
     tick_examples,
 )
 from trials.engines.packed import prepare
+from trials.training.state import read_state
 from trials.worker import work
 
 
@@ -407,6 +408,44 @@ def test_interrupted_trials_go_on_from_their_last_state(
                  for point in r.history]
         # From the second tick alone; where the device is ahead, one state at a time is on its way.
         assert min(steps) > (32 if lag else 64)
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("batch_size", [8, 2])  # of several clocks, and of one
+def test_stopped_trials_go_on_from_where_the_device_was(
+    tiny: Tiny, tmp_path: Path, lag: int, batch_size: int
+) -> None:
+    trials = [tiny.trial(k, seed=k, examples=128, ticks=4, batch_size=batch_size)
+              for k in range(2)]
+    whole = run(tiny, *trials, capacity=2)
+    engine, driver = prepared(tiny, capacity=2)
+    engine.size = replace(engine.size, lag=lag)
+    shared = engine.shared
+    shared.assignment = replace(shared.assignment, states_dir=str(tmp_path), state_every_s=3600.0)
+
+    def stop(report: Report) -> Verdict:
+        return Verdict(stop=report.tick == 2, reason="interrupted", outcome=Outcome.STOPPED)
+
+    driver.trials += trials
+    driver.answer = stop
+    engine.run(driver)
+    assert {result.outcome for result in driver.results} == {Outcome.STOPPED}
+    assert (setup := driver.setup) is not None
+    for trial in trials:
+        handed = replace(trial, model=setup.model, data=setup.data)
+        assert (state := read_state(tmp_path, handed)) is not None
+        [*_, told] = state.progress.reports
+        ahead = lag * batch_size if batch_size == 2 else 0
+        assert state.progress.examples == told.examples + ahead
+    again = Recorder([replace(trial, attempt=1) for trial in trials], setup=driver.setup)
+    engine.run(again)
+    for k in range(2):
+        assert again.losses(k) == pytest.approx(whole.losses(k), rel=1e-5)
+        steps = [point.examples for r in again.reports if r.trial == k and not r.again
+                 for point in r.history]
+        trained = [p.examples for r in whole.reports if r.trial == k for p in r.history]
+        # The curve has all steps once; those before the stop are told with the next tick.
+        assert steps == [examples for examples in trained if examples > 64]
 
 
 @pytest.mark.parametrize("at_ticks", [False, True])
