@@ -89,6 +89,7 @@ def _first(shared: TrlEngine, layers: Mapping[str, nn.Module], *, ragged: bool) 
 
 def _computes(engine: PackedEngine, driver: Driver) -> bool:
     """Whether rows may lie end to end; where not, why is noted, for padding them is slower."""
+    driver.progress("compiling for this device, which is kept for the next time", 0, 0)
     try:
         engine.rehearse(max(PROBES))  # many: what is compiled tunes itself to the first clock
     except Exception as error:
