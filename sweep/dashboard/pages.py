@@ -49,7 +49,8 @@ class Pages:
         [record] = self._store.trials(self._uuid, number)
         if record.outcome in UNFINISHED:
             return
-        self._show(record)
+        if not self._has_page(number):  # `catch_up` may have come first
+            self._show(record)
         self._drop_adapters()
         loss = record.eval_loss
         if leaderboard.finished_well(record) and (self._best is None or (loss or 0) < self._best):

@@ -25,6 +25,7 @@ from sweep.report.figures import FIGURES
 from sweep.results import leaderboard
 from sweep.run import run_sweep
 from sweep.store import Store
+from sweep.study import look
 from trials.contract import Outcome, Report, TrialConfig, TrialResult
 
 STATES = {"complete": "Complete", "pruned": "Pruned", "diverged": "Pruned", "infeasible": "Pruned",
@@ -294,6 +295,19 @@ def test_a_database_that_was_away_is_caught_up_with(
     assert swept(config) == []
     with served(config) as client:
         assert all(t["note"]["body"] for t in client.study(config.study)["trials"])
+
+
+def test_a_page_that_is_there_is_not_written_again(config: SweepConfig) -> None:
+    standing = look(config)
+    assert standing is not None and standing.setup is not None
+    before = {path: path.stat().st_ino for path in (config.results_dir / FOLDER).iterdir()}
+    pages = Pages(config, standing.setup, standing.uuid)
+    pages.catch_up()
+    for record in standing.records:
+        pages.trial(record.number)
+    pages.close()
+    after = {path: path.stat().st_ino for path in (config.results_dir / FOLDER).iterdir()}
+    assert before and after == before
 
 
 def test_a_stuck_thread_does_not_hold_up_the_end(tmp_path: Path) -> None:
