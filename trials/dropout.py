@@ -72,7 +72,7 @@ def row_keys(seed: int | Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
 
 def seed_key(seed: int) -> int:
     """A trial's own part of its keys, an int32."""
-    return _signed(_mixed_int(_mixed_int(seed & 0xFFFFFFFF) ^ ((seed >> 32) & 0xFFFFFFFF)))
+    return signed(_mixed_int(_mixed_int(seed & 0xFFFFFFFF) ^ ((seed >> 32) & 0xFFFFFFFF)))
 
 
 def module_key(name: str) -> int:
@@ -86,7 +86,7 @@ def keep_mask(rows: Tensor, module: int | Tensor, columns: int, p: float | Tenso
     `p` is rounded to 1/65536; a tensor of them broadcasts against the result, as slots of a pack
     need it. One hash serves two neighbouring columns, 16 bits each.
     """
-    key = _signed(module) if isinstance(module, int) else module
+    key = signed(module) if isinstance(module, int) else module
     rows = _mixed(rows ^ key).unsqueeze(-1)
     pairs = _mixed(_spread(torch.arange((columns + 1) // 2, device=rows.device)))
     bits = _mix_in_place(rows ^ pairs).view(torch.int16)
@@ -105,7 +105,7 @@ def _threshold(p: float | Tensor) -> int | Tensor:
 
 
 def _spread(numbers: Tensor) -> Tensor:
-    return numbers.to(torch.int32) * _signed(GOLDEN)
+    return numbers.to(torch.int32) * signed(GOLDEN)
 
 
 def _mixed(keys: Tensor) -> Tensor:
@@ -114,9 +114,9 @@ def _mixed(keys: Tensor) -> Tensor:
 
 def _mix_in_place(keys: Tensor) -> Tensor:
     keys ^= _shifted(keys, 16)
-    keys *= _signed(MULTIPLIERS[0])
+    keys *= signed(MULTIPLIERS[0])
     keys ^= _shifted(keys, 13)
-    keys *= _signed(MULTIPLIERS[1])
+    keys *= signed(MULTIPLIERS[1])
     keys ^= _shifted(keys, 16)
     return keys
 
@@ -134,7 +134,8 @@ def _mixed_int(key: int) -> int:
     return key ^ key >> 16
 
 
-def _signed(key: int) -> int:
+def signed(key: int) -> int:
+    """The int32 with the bits of a key; torch has no unsigned ones on every device."""
     return key - (1 << 32) if key >= 1 << 31 else key
 
 

@@ -10,11 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trials import dropout
+
 ROWS, STEP = 8, 256  # tokens and columns of one program
 
-GOLDEN = tl.constexpr(0x9E3779B9)  # the constants of trials.dropout
-MIX_1 = tl.constexpr(0x85EBCA6B)
-MIX_2 = tl.constexpr(0xC2B2AE35)
+GOLDEN = tl.constexpr(dropout.GOLDEN)
+MIX_1, MIX_2 = map(tl.constexpr, dropout.MULTIPLIERS)
 
 
 @triton.jit
@@ -82,9 +83,8 @@ class Dropped(torch.autograd.Function):
 def _dropped(x: Tensor, keys: Tensor, module: int, p: float) -> Tensor:
     x, keys = x.contiguous(), keys.contiguous()
     y, columns = torch.empty_like(x), x.shape[-1]
-    signed = module - (1 << 32) if module >= 1 << 31 else module
     drop[(-(-keys.numel() // ROWS), -(-columns // STEP))](
-        x, y, keys, keys.numel(), signed, round(p * 65536), 1.0 / (1.0 - p),
+        x, y, keys, keys.numel(), dropout.signed(module), round(p * 65536), 1.0 / (1.0 - p),
         COLUMNS=columns, ROWS=ROWS, STEP=STEP, num_warps=4,
     )
     return y

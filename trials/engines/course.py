@@ -40,6 +40,11 @@ class StepDone:
     learning_rate: float
     skipped: bool = False
 
+    @property
+    def finite(self) -> bool:
+        """Whether the trial can go on from it; a skipped step's norm may be anything."""
+        return math.isfinite(self.loss) and (self.skipped or math.isfinite(self.grad_norm))
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -103,7 +108,7 @@ class Course:
         self._count(done)
         if not math.isfinite(done.loss):
             self._diverged("train loss", done.loss)
-        elif not math.isfinite(done.grad_norm) and not done.skipped:
+        elif not done.finite:
             self._diverged("gradient norm", done.grad_norm)
         elif done.step.ticks:
             self._tick(done.step.ticks)
@@ -117,7 +122,7 @@ class Course:
 
         Not one that comes to a tick, which nobody would be told of, nor what follows it.
         """
-        self._behind |= bool(done.step.ticks) or not math.isfinite(done.loss + done.grad_norm)
+        self._behind |= bool(done.step.ticks) or not done.finite
         if not self._behind:
             self._count(done)
             self._keep(done.step)

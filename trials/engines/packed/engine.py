@@ -226,9 +226,9 @@ class Shift:
         while len(self._unheard) > lag:
             heard = self._unheard.popleft()
             self._take_in_evaluation(heard)
-            numbers = heard.told.numbers.numbers()
+            numbers, seated = heard.told.numbers.numbers(), self.slots.seats
             for slot, seat, step in heard.told.steps:
-                if seat in self.slots.seats:
+                if seat in seated:
                     seat.course.snapshot = partial(self._snapshot, heard, seat)
                     self._take_in_step(seat, step, *(row[slot] for row in numbers))
 
