@@ -107,9 +107,14 @@ class Gauge:
 def _used_bytes(index: int) -> Callable[[], int] | None:
     import pynvml
 
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    name = visible[index] if index < len(visible) and visible[index] else str(index)
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        if name.isdigit():
+            handle = pynvml.nvmlDeviceGetHandleByIndex(int(name))
+        else:
+            handle = pynvml.nvmlDeviceGetHandleByUUID(name)
     except pynvml.NVMLError:  # nothing but a column of the table depends on it
         return None
     return lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)

@@ -19,29 +19,36 @@ MIX_1, MIX_2 = map(tl.constexpr, dropout.MULTIPLIERS)
 
 
 @triton.jit
-def mixed(key):
-    key ^= key >> 16
-    key *= MIX_1
-    key ^= key >> 13
-    key *= MIX_2
+def folded(key):
     return key ^ (key >> 16)
 
 
 @triton.jit
+def multiplied(key):
+    key *= MIX_1
+    key ^= key >> 13
+    return key * MIX_2
+
+
+@triton.jit
 def row_keys_of(keys, rows, live, module):
+    """For `kept`."""
     given = tl.load(keys + rows, mask=live, other=0).to(tl.uint32, bitcast=True)
-    return mixed(given ^ module)
+    return multiplied(folded(given ^ module))
 
 
 @triton.jit
 def kept(row_keys, pair, threshold):
     """Which even and which odd columns survive dropout, `[rows, pairs]` each."""
-    columns = mixed(pair.to(tl.uint32) * GOLDEN)
-    bits = mixed(row_keys[:, None] ^ columns[None, :])
-    # Signed halves of a word, each compared in its upper half: there nothing must be cut out.
+    # A hash is a fold, multiplications and a fold. Two folds undo each other, and a fold of
+    # row ^ column is that of each: so the last ones of both keys and the first one here are left
+    # out. Halves of the result are compared as signed numbers in the upper half of a word, where
+    # the lower one decides nothing, for `least` has 0 there; the last fold changes that one alone.
+    columns = multiplied(folded(pair.to(tl.uint32) * GOLDEN))
+    bits = multiplied(row_keys[:, None] ^ columns[None, :])
     least = (threshold - 0x8000) << 16
-    even, odd = (bits << 16).to(tl.int32, bitcast=True), bits.to(tl.int32, bitcast=True)
-    return even >= least, odd >= least
+    even = (bits ^ (bits << 16)).to(tl.int32, bitcast=True)
+    return even >= least, bits.to(tl.int32, bitcast=True) >= least
 
 
 @triton.jit(do_not_specialize=["tokens", "module", "threshold"])

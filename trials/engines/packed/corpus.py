@@ -73,7 +73,7 @@ class Samples:
     slot: Tensor  # [N]: whose they are
     counts: Tensor  # [slots + 1]: how many targets each slot has, and how many belong to none
     starts: Tensor | None = None  # ragged: int32 [slots + 1]: where each slot's tokens begin
-    tiles: Tensor | None = None  # ragged: int32 [tiles, 3]: slot, first token, tokens
+    tiles: Tensor | None = None  # ragged: int32 [tiles, 3]: see `kernels.py`
     ends: Tensor | None = None  # ragged: int32 [rows + 1]: where each row begins
 
     @property
@@ -144,11 +144,14 @@ def _ends(owner: Ints, lengths: Ints, shape: Ragged) -> dict[str, NDArray[Any]]:
     parts = -(-each // TILE)
     slot = np.repeat(np.arange(shape.slots), parts)
     part = _ranges(np.zeros_like(parts), parts)
-    tiles = np.zeros((shape.tokens // TILE + shape.slots, 3), np.int32)
+    tiles = np.zeros((shape.tokens // TILE + shape.slots + 1, 3), np.int32)
     first = part * TILE
     tiles[: len(slot)] = np.stack(
         [slot, starts[slot] + first, np.minimum(TILE, each[slot] - first)], axis=1
     )
+    free = np.arange(starts[-1], shape.tokens, TILE)
+    of_none = np.stack([0 * free, free, np.maximum(-TILE, free - shape.tokens)], axis=1)
+    tiles[len(slot) : len(slot) + len(free)] = of_none
     total = np.concatenate([[0], np.cumsum(lengths)])
     ends = np.full(shape.rows + 1, shape.tokens, np.int32)
     ends[: len(total)] = total

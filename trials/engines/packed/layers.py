@@ -2,13 +2,14 @@
 
 For the tokens X_k of slot k, with s_k = alpha/r (alpha/sqrt(r) for rsLoRA) over 1 - p:
 
-    S_k = s_k (mask * X_k) A_k^T          Y_k = X_k W^T + bias + S_k B_k^T
-    dS_k = s_k dY_k B_k                   dX_k = dY_k W + mask * (dS_k A_k)
+    S_k = s_k (mask * X_k) A_k^T          Y_k = bias + S_k B_k^T + X_k W^T
+    dS_k = s_k dY_k B_k                   dX_k = mask * (dS_k A_k) + dY_k W
     dA_k += dS_k^T (mask * X_k)           dB_k += dY_k^T S_k
 
 Layers that are given the same X (queries, keys and values, for one) compute together: X is read and
-dX made once. Gradients are added to the bank's rows where they are made; autograd sees none of the
-adapters. The dropout mask is drawn again from its keys where it is needed; W is frozen.
+dX made once. The product with W comes last: it adds to what is there in passing. Gradients are
+added to the bank's rows where they are made; autograd sees none of the adapters. The dropout mask
+is drawn again from its keys where it is needed; W is frozen.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from trials.dropout import module_key
 from trials.engines.packed.bank import Views
@@ -118,8 +118,10 @@ class PackedGroup:
         """The layers' Y, and all S, for the tokens `[T, d_in]`."""
         x = x.to(flight.weights.flat.dtype)
         s = flight.products.down(x, flight.weights, self.group)
-        ys = [linear(x, frozen.dense(), frozen.bias) for frozen in self.frozen]
-        flight.products.up(ys, s, flight.weights, self.group)
+        biases = [frozen.bias for frozen in self.frozen]
+        ys = flight.products.up(s, flight.weights, self.group, biases)
+        for y, frozen in zip(ys, self.frozen, strict=True):
+            y.addmm_(x, frozen.dense().mT)
         return ys, s
 
 
@@ -136,17 +138,16 @@ class _PackedLinears(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
         layers, flight, group = ctx.layers, ctx.flight, ctx.layers.group
-        products, weights = flight.products, flight.weights
+        products, weights, found = flight.products, flight.weights, flight.gradients
         x, s = ctx.saved_tensors
         dys = [dy.to(s.dtype).contiguous() for dy in gradients]
-        ds = products.back(dys, weights, group)
-        products.add_gradients(flight.gradients, x.to(s.dtype), s, dys, ds, group)
+        ds = products.back(dys, s, weights, found, group)
+        products.back_a(x.to(s.dtype), ds, found, group)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
-        dx = dys[0] @ layers.frozen[0].dense()
-        for dy, frozen in zip(dys[1:], layers.frozen[1:], strict=True):
+        dx = products.back_input(ds, weights, group)
+        for dy, frozen in zip(dys, layers.frozen, strict=True):
             dx.addmm_(dy, frozen.dense())
-        products.add_input(dx, ds, weights, group)
         return dx.to(x.dtype), None, None, None
 
 

@@ -32,26 +32,28 @@ class Group:
 class Products(Protocol):
     """For a group of m modules: x `[T, d_in]`, y and dy `[T, d_out]` of each, s and ds `[m, T, r]`.
 
-    Each token meets its own slot's a and b alone. A slot's scale is alpha / r over 1 - p.
+    Each token meets its own slot's a and b alone. A slot's scale is alpha / r over 1 - p. `up` and
+    `back_input` make what the base's products are then added to, which reads it in passing.
     """
 
     def down(self, x: Tensor, weights: Views, group: Group) -> Tensor:
         """s = scale * drop(x) a^T."""
 
-    def up(self, ys: Sequence[Tensor], s: Tensor, weights: Views, group: Group) -> None:
-        """y += s b^T."""
+    def up(
+        self, s: Tensor, weights: Views, group: Group, biases: Sequence[Tensor | None]
+    ) -> list[Tensor]:
+        """y = bias + s b^T of each; the bias alone for tokens of no slot."""
 
-    def back(self, dys: Sequence[Tensor], weights: Views, group: Group) -> Tensor:
-        """ds = scale * dy b."""
+    def back(
+        self, dys: Sequence[Tensor], s: Tensor, weights: Views, gradients: Views, group: Group
+    ) -> Tensor:
+        """ds = scale * dy b; gb += dy^T s."""
 
-    def add_gradients(
-        self, gradients: Views, x: Tensor, s: Tensor, dys: Sequence[Tensor], ds: Tensor,
-        group: Group,
-    ) -> None:
-        """gb += dy^T s; ga += ds^T drop(x)."""
+    def back_a(self, x: Tensor, ds: Tensor, gradients: Views, group: Group) -> None:
+        """ga += ds^T drop(x)."""
 
-    def add_input(self, dx: Tensor, ds: Tensor, weights: Views, group: Group) -> None:
-        """dx += mask * (ds a), of all modules."""
+    def back_input(self, ds: Tensor, weights: Views, group: Group) -> Tensor:
+        """dx = mask * (ds a), summed over the modules; 0 for tokens of no slot."""
 
 
 @dataclass(frozen=True)
@@ -68,33 +70,33 @@ class Padded:
             for place, key in zip(group.places, group.keys, strict=True)
         ])
 
-    def up(self, ys: Sequence[Tensor], s: Tensor, weights: Views, group: Group) -> None:
-        for place, y, own in zip(group.places, ys, s, strict=True):
-            self._by_slot(y).baddbmm_(self._by_slot(own), weights.b[place].mT)
+    def up(
+        self, s: Tensor, weights: Views, group: Group, biases: Sequence[Tensor | None]
+    ) -> list[Tensor]:
+        ys = [torch.bmm(self._by_slot(own), weights.b[place].mT).flatten(0, 1)
+              for place, own in zip(group.places, s, strict=True)]
+        return [y if bias is None else y.add_(bias) for y, bias in zip(ys, biases, strict=True)]
 
-    def back(self, dys: Sequence[Tensor], weights: Views, group: Group) -> Tensor:
-        return self._scaled([
-            torch.bmm(self._by_slot(dy), weights.b[place])
-            for place, dy in zip(group.places, dys, strict=True)
-        ])
+    def back(
+        self, dys: Sequence[Tensor], s: Tensor, weights: Views, gradients: Views, group: Group
+    ) -> Tensor:
+        products = []
+        for place, dy, own in zip(group.places, map(self._by_slot, dys), s, strict=True):
+            _add_product(gradients.b[place], dy.mT, self._by_slot(own))
+            products.append(torch.bmm(dy, weights.b[place]))
+        return self._scaled(products)
 
-    def add_gradients(
-        self, gradients: Views, x: Tensor, s: Tensor, dys: Sequence[Tensor], ds: Tensor,
-        group: Group,
-    ) -> None:
-        for k, place in enumerate(group.places):
-            _add_product(gradients.b[place], self._by_slot(dys[k]).mT, self._by_slot(s[k]))
-            dropped = self._dropped(x, group.keys[k])
-            _add_product(gradients.a[place], self._by_slot(ds[k]).mT, dropped)
-
-    def add_input(self, dx: Tensor, ds: Tensor, weights: Views, group: Group) -> None:
-        by_slot = self._by_slot(dx)
+    def back_a(self, x: Tensor, ds: Tensor, gradients: Views, group: Group) -> None:
         for place, key, own in zip(group.places, group.keys, ds, strict=True):
-            a, mask = weights.a[place], self._mask(dx.shape[-1], key)
-            if mask is None:
-                by_slot.baddbmm_(self._by_slot(own), a)
-            else:
-                by_slot.add_(torch.bmm(self._by_slot(own), a).mul_(mask))
+            _add_product(gradients.a[place], self._by_slot(own).mT, self._dropped(x, key))
+
+    def back_input(self, ds: Tensor, weights: Views, group: Group) -> Tensor:
+        parts = []
+        for place, key, own in zip(group.places, group.keys, ds, strict=True):
+            a = weights.a[place]
+            part, mask = torch.bmm(self._by_slot(own), a), self._mask(a.shape[-1], key)
+            parts.append(part if mask is None else part.mul_(mask))
+        return sum(parts[1:], parts[0]).flatten(0, 1)
 
     def _scaled(self, products: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(products)).mul_(self.scale).flatten(1, 2)

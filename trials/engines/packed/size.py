@@ -26,7 +26,8 @@ FIRST_R = 16  # the bank's width where nothing is said; a wider trial makes it w
 CPU_SLOTS = 8
 MOST_SLOTS = 32
 ROWS = 4  # per slot and clock, that there should be room for
-TOKENS = 16384  # of a clock: beyond it a GPU gains little speed
+TOKENS = 16384  # of a clock, about: beyond it a GPU gains little speed
+BLOCK = 128  # tokens of a block of a product of matrices, of which a multiprocessor makes one
 SHARE = 0.9  # of the device's memory, by default
 RESIDENT_SHARE = 0.3  # of the free memory: the base is kept dequantised if that takes no more
 SLOTS_SHARE = 0.5  # of what remains, at most: the rest is for tokens
@@ -81,13 +82,13 @@ def first_size(
     cuda = base.device.type == "cuda"
     dense = sum(_numbers(m) for m in layers.values()) * DTYPES[base.config.dtype].itemsize
     auto = dense < RESIDENT_SHARE * free_bytes(base, wanted.memory_fraction)
-    slots = CPU_SLOTS
+    slots, tokens = CPU_SLOTS, _clock_tokens(base.device)
     if cuda:
-        slots = min(MOST_SLOTS, max(8, int(TOKENS / (ROWS * mean_length))))
+        slots = min(MOST_SLOTS, max(8, int(tokens / (ROWS * mean_length))))
     return Size(
         slots=wanted.capacity or slots,
         r=width(assignment.max_r or FIRST_R),
-        tokens=TOKENS,
+        tokens=tokens,
         resident=base.config.quantisation != "none"
         and (auto if wanted.resident is None else wanted.resident),
         lag=LAG if cuda else 0,
@@ -148,6 +149,14 @@ def guessed_token_bytes(base: Base) -> float:
     """What training keeps for a token, where nothing is measured."""
     config = base.model.config.get_text_config()
     return float(TRAINING_BYTES * config.num_hidden_layers * config.hidden_size)
+
+
+def _clock_tokens(device: torch.device) -> int:
+    """Such that the products of a full clock leave no multiprocessor without a block at the end."""
+    if device.type != "cuda":
+        return TOKENS
+    together = BLOCK * torch.cuda.get_device_properties(device).multi_processor_count
+    return together * max(1, round(TOKENS / together))
 
 
 def _numbers(module: Any) -> int:

@@ -48,8 +48,9 @@ def ragged(dtype: torch.dtype, rates: Tensor, keys: Tensor | None) -> Any:
 
     pieces = [(slot, start, min(TILE, SEGMENTS[slot + 1] - start)) for slot in range(4)
               for start in range(SEGMENTS[slot], SEGMENTS[slot + 1], TILE)]
+    pieces += [(0, 0, 0), (0, SEGMENTS[-1], SEGMENTS[-1] - TOKENS)]
     return Ragged(
-        tokens=TOKENS, tiles=torch.tensor([*pieces, (0, 0, 0)], dtype=torch.int32, device="cuda"),
+        tokens=TOKENS, tiles=torch.tensor(pieces, dtype=torch.int32, device="cuda"),
         starts=torch.tensor(SEGMENTS, dtype=torch.int32, device="cuda"),
         scales=torch.tensor([1.0, 2.0, 0.5, 0.7], device="cuda"), keys=keys,
         thresholds=torch.round(rates * 65536).to(torch.int32),
@@ -71,23 +72,23 @@ def test_products_end_to_end_are_those_of_each_slot_alone(
     bank.gradients.normal_()
     bank.round(4)
     group = Group(1, tuple(map(module_key, modules)))
-    x, dx = (torch.randn(TOKENS, SHAPES["q"][0], device="cuda").to(dtype) for _ in range(2))
-    ys, dys = ([torch.randn(TOKENS, SHAPES[name][1], device="cuda").to(dtype) for name in modules]
-               for _ in range(2))
+    x = torch.randn(TOKENS, SHAPES["q"][0], device="cuda").to(dtype)
+    dys = [torch.randn(TOKENS, SHAPES[name][1], device="cuda").to(dtype) for name in modules]
+    biases = [torch.randn(SHAPES["q"][1], device="cuda").to(dtype), None, None][: len(modules)]
     rates = torch.tensor([0.1, 0.2, 0.5, 0.3], dtype=torch.float64, device="cuda")
     places = torch.arange(TOKENS, device="cuda")
     keys = row_keys(7, places // 10, places % 10) if drops else None
-    before = [tensor.clone() for tensor in (bank.gradients, dx, *ys)]
+    before = bank.gradients.clone()
     ours, (weights, gradients) = ragged(dtype, rates, keys), bank.prefix(4)
     s = ours.down(x, weights, group)
-    ours.up(ys, s, weights, group)
-    ds = ours.back(dys, weights, group)
-    ours.add_gradients(gradients, x, s, dys, ds, group)
-    ours.add_input(dx, ds, weights, group)
+    ys = ours.up(s, weights, group, biases)
+    ds = ours.back(dys, s, weights, gradients, group)
+    ours.back_a(x, ds, gradients, group)
+    dx = ours.back_input(ds, weights, group)
     for slot in range(4):
         there = slice(SEGMENTS[slot], SEGMENTS[slot + 1])
         if there.start == there.stop:
-            assert torch.equal(bank.gradients[slot], before[0][slot])
+            assert torch.equal(bank.gradients[slot], before[slot])
             continue
         one = slice(slot, slot + 1)
         exact = Padded(
@@ -96,21 +97,21 @@ def test_products_end_to_end_are_those_of_each_slot_alone(
         )
         own = bank._views(bank.compute[one].float())
         given, upstream = x[there].float(), [dy[there].float() for dy in dys]
-        want_gradients, want_dx = before[0][one].clone(), before[1][there].float()
-        want_ys = [y[there].float() for y in before[2:]]
+        want_gradients = before[one].clone()
         want_s = exact.down(given, own, group)
-        exact.up(want_ys, want_s, own, group)
-        want_ds = exact.back(upstream, own, group)
-        exact.add_gradients(
-            bank._views(want_gradients), given, want_s, upstream, want_ds, group)
-        exact.add_input(want_dx, want_ds, own, group)
+        want_ys = exact.up(
+            want_s, own, group, [None if bias is None else bias.float() for bias in biases])
+        into = bank._views(want_gradients)
+        want_ds = exact.back(upstream, want_s, own, into, group)
+        exact.back_a(given, want_ds, into, group)
+        want_dx = exact.back_input(want_ds, own, group)
         pairs = [(s[:, there], want_s), (ds[:, there], want_ds), (dx[there], want_dx),
                  (bank.gradients[one], want_gradients),
                  *((y[there], want) for y, want in zip(ys, want_ys, strict=True))]
         for found, want in pairs:
             assert (found.float() - want).norm() <= 8e-3 * want.norm()
-    for found, kept in zip((dx, *ys), before[1:], strict=True):  # nobody's tokens
-        assert torch.equal(found[SEGMENTS[-1]:], kept[SEGMENTS[-1]:])
+    for found, bias in zip((dx, *ys), (None, *biases), strict=True):  # nobody's tokens
+        assert (found[SEGMENTS[-1]:] == (0.0 if bias is None else bias)).all()
 
 
 @pytest.mark.parametrize("window", [None, 40])

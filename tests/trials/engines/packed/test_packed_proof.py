@@ -266,10 +266,12 @@ def test_samples_are_laid_out_slot_by_slot(engine: PackedEngine) -> None:
                     strict=True)
         assert list(found)[: len(wanted)] == wanted
         assert (samples.slot[len(wanted):] == 3).all()
-    tiles = [tile for tile in samples.tiles.tolist() if tile[2]]
+    tiles = [tile for tile in samples.tiles.tolist() if tile[2] > 0]
     assert [slot for slot, _, _ in tiles] == sorted(slot for slot, _, _ in tiles)
     covered = [start + k for _, start, count in tiles for k in range(count)]
     assert covered == list(range(total))  # each real token once, the rest belongs to nobody
+    rest = [start + k for _, start, count in samples.tiles.tolist() for k in range(-count)]
+    assert rest == list(range(total, 256))
     assert samples.starts.tolist() == [0, sum(lengths[0]), sum(lengths[0]), total]
     ends = samples.ends.tolist()
     assert ends[:4] == [0, lengths[0][0], sum(lengths[0]), total] and ends[-1] == 256

@@ -1,11 +1,11 @@
 """Triton kernels: LoRA's products over tokens laid end to end, losses, and the optimizer.
 
-A tile is (slot, first token, tokens); each product reads its large operand once, sums in fp32 and
-draws the dropout mask in registers from the tokens' keys (the bits of `trials.dropout`). Two
-neighbouring columns, which share one hash, travel as one 32-bit word: strides and counts of what is
-loaded so are in words. A slot's tokens and rows meet nobody else's. Programs that read the same
-tokens for the modules of a group are neighbours in the grid, so that one of them reads and the
-others find. `ragged.py` launches them.
+A tile is (slot, first token, tokens), or (0, first token, -tokens) of no slot. Each product reads
+its large operand once, sums in fp32 and draws the dropout mask in registers from the tokens' keys
+(the bits of `trials.dropout`). Two neighbouring columns, which share one hash, travel as one 32-bit
+word: strides and counts of what is loaded so are in words. A slot's tokens and rows meet nobody
+else's. Programs that read the same tokens for the modules of a group are neighbours in the grid, so
+that one of them reads and the others find. `ragged.py` launches them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ def _bits(number, DTYPE: tl.constexpr):
 
 @triton.jit
 def _tile(tiles, place, PARTS: tl.constexpr, ROWS: tl.constexpr):
-    """Slot, first token and tokens of one of a tile's parts."""
-    tile, part = place // PARTS, place % PARTS
+    """Slot, first token and tokens of one of a tile's parts; -n: n tokens of no slot."""
+    tile, before = place // PARTS, place % PARTS * ROWS
     slot = tl.load(tiles + 3 * tile).to(tl.int64)
-    start = tl.load(tiles + 3 * tile + 1).to(tl.int64) + part * ROWS
-    return slot, start, tl.load(tiles + 3 * tile + 2) - part * ROWS
+    start = tl.load(tiles + 3 * tile + 1).to(tl.int64) + before
+    count = tl.load(tiles + 3 * tile + 2)
+    left = tl.maximum(tl.abs(count) - before, 0)
+    return slot, start, tl.where(count < 0, -left, left)
 
 
 @triton.jit(do_not_specialize=["first"])
@@ -86,77 +88,96 @@ def down(
 
 @triton.jit
 def up(
-    y, s, b, tiles, y_row, b_slot, columns,
-    R: tl.constexpr, DTYPE: tl.constexpr,
+    y, s, b, bias, tiles, b_slot, columns,
+    R: tl.constexpr, BIASED: tl.constexpr, DTYPE: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
-    """y += s b^T; grid (tiles * PARTS, columns / STEP)."""
+    """y = bias + s b^T; grid (tiles * PARTS, columns / STEP)."""
     slot, start, count = _tile(tiles, tl.program_id(0), PARTS, ROWS)
-    if count <= 0:
+    if count == 0:
         return
-    live = tl.arange(0, ROWS) < count
+    live = tl.arange(0, ROWS) < tl.abs(count)
     rows = start + tl.arange(0, ROWS)
     column = tl.program_id(1) * STEP + tl.arange(0, STEP)
     inside = column < columns
-    place = y + rows[:, None] * y_row + column[None, :]
-    total = tl.load(place, mask=live[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    total = tl.zeros((ROWS, STEP), tl.float32)
+    if BIASED:
+        total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
     for first in range(0, R, RANKS):
         rank = first + tl.arange(0, RANKS)
-        some = rank < R
+        some = (rank < R) & (count > 0)
         left = tl.load(s + rows[:, None] * R + rank[None, :],
                        mask=live[:, None] & some[None, :], other=0.0)
         right = tl.load(b + slot * b_slot + column[:, None] * R + rank[None, :],
                         mask=inside[:, None] & some[None, :], other=0.0)
         total = tl.dot(left, tl.trans(right), total)
-    tl.store(place, total.to(DTYPE), mask=live[:, None] & inside[None, :])
+    tl.store(y + rows[:, None] * columns + column[None, :], total.to(DTYPE),
+             mask=live[:, None] & inside[None, :])
 
 
 @triton.jit
 def back(
-    dy, b, ds, tiles, scales, dy_row, b_slot, columns,
+    dy, b, s, gb, parts, starts, scales, dy_row, b_slot, gb_slot, part, columns,
     R: tl.constexpr, DTYPE: tl.constexpr,
-    PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+    ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
-    """ds = scale * dy b; grid (tiles * PARTS, ranks / RANKS)."""
-    slot, start, count = _tile(tiles, tl.program_id(0), PARTS, ROWS)
-    if count <= 0:
+    """gb += dy^T s, and these columns' part of scale * dy b.
+
+    Grid (columns / STEP, ranks / RANKS, slots).
+    """
+    slot = tl.program_id(2).to(tl.int64)
+    start, end = tl.load(starts + slot), tl.load(starts + slot + 1)
+    if start >= end:
         return
-    live = tl.arange(0, ROWS) < count
-    rows = start + tl.arange(0, ROWS)
+    column = tl.program_id(0) * STEP + tl.arange(0, STEP)
     rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
-    some = rank < R
-    total = tl.zeros((ROWS, RANKS), tl.float32)
-    for first in range(0, columns, STEP):
-        column = first + tl.arange(0, STEP)
-        inside = column < columns
+    inside, some = column < columns, rank < R
+    there = inside[:, None] & some[None, :]
+    own = column[:, None] * R + rank[None, :]
+    factors = tl.load(b + slot * b_slot + own, mask=there, other=0.0)
+    scale = tl.load(scales + slot)
+    parts += tl.program_id(0).to(tl.int64) * part
+    total = tl.zeros((STEP, RANKS), tl.float32)
+    for first in range(start, end, ROWS):
+        rows = (first + tl.arange(0, ROWS)).to(tl.int64)
+        live = rows < end
         left = tl.load(dy + rows[:, None] * dy_row + column[None, :],
                        mask=live[:, None] & inside[None, :], other=0.0)
-        right = tl.load(b + slot * b_slot + column[:, None] * R + rank[None, :],
-                        mask=inside[:, None] & some[None, :], other=0.0)
-        total = tl.dot(left, right, total)
-    total *= tl.load(scales + slot)
-    tl.store(ds + rows[:, None] * R + rank[None, :], total.to(DTYPE),
-             mask=live[:, None] & some[None, :])
+        place, known = rows[:, None] * R + rank[None, :], live[:, None] & some[None, :]
+        right = tl.load(s + place, mask=known, other=0.0)
+        total = tl.dot(tl.trans(left), right, total)
+        tl.store(parts + place, (tl.dot(left, factors) * scale).to(DTYPE), mask=known)
+    own += slot * gb_slot
+    tl.store(gb + own, tl.load(gb + own, mask=there, other=0.0) + total, mask=there)
+
+
+@triton.jit
+def summed(parts, ds, part, count, NUMEL, DTYPE: tl.constexpr, SIZE: tl.constexpr):
+    """ds = the sum of its parts."""
+    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    inside = place < NUMEL
+    total = tl.zeros((SIZE,), tl.float32)
+    for k in range(count):
+        total += tl.load(parts + k * part + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(ds + place, total.to(DTYPE), mask=inside)
 
 
 @triton.jit(do_not_specialize=["first"])
-def add_input(
-    dx, ds, weights, index, first, tiles, keys, thresholds, dx_row, slot_words, s_module, pairs,
+def back_input(
+    dx, ds, weights, index, first, tiles, keys, thresholds, slot_words, s_module, pairs,
     MODULES: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
-    """dx += mask * (ds a) of all modules; grid (tiles * PARTS, pairs / STEP)."""
+    """dx = mask * (ds a), of all modules; grid (tiles * PARTS, pairs / STEP)."""
     slot, start, count = _tile(tiles, tl.program_id(0), PARTS, ROWS)
-    if count <= 0:
+    if count == 0:
         return
-    live = tl.arange(0, ROWS) < count
+    live = tl.arange(0, ROWS) < tl.abs(count)
     rows = start + tl.arange(0, ROWS)
     pair = tl.program_id(1) * STEP + tl.arange(0, STEP)
     inside = pair < pairs
-    place = dx + rows[:, None] * dx_row + pair[None, :]
-    words = tl.load(place, mask=live[:, None] & inside[None, :], other=0)
-    total_even = _number(words & 0xFFFF, DTYPE).to(tl.float32)
-    total_odd = _number((words >> 16) & 0xFFFF, DTYPE).to(tl.float32)
+    total_even = tl.zeros((ROWS, STEP), tl.float32)
+    total_odd = tl.zeros((ROWS, STEP), tl.float32)
     for which in tl.static_range(MODULES):
         begin, module = _module(index, first + which)
         a = weights + slot * slot_words + begin // 2
@@ -164,7 +185,7 @@ def add_input(
         odd = tl.zeros((ROWS, STEP), tl.float32)
         for start_rank in range(0, R, RANKS):
             rank = start_rank + tl.arange(0, RANKS)
-            some = rank < R
+            some = (rank < R) & (count > 0)
             left = tl.load(ds + which * s_module + rows[:, None] * R + rank[None, :],
                            mask=live[:, None] & some[None, :], other=0.0)
             own = tl.load(a + rank[:, None] * pairs + pair[None, :],
@@ -178,38 +199,12 @@ def add_input(
         total_even += even
         total_odd += odd
     words = _bits(total_even, DTYPE) | (_bits(total_odd, DTYPE) << 16)
-    tl.store(place, words, mask=live[:, None] & inside[None, :])
-
-
-@triton.jit
-def grad_b(
-    gb, dy, s, starts, dy_row, g_slot, columns,
-    R: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
-):
-    """gb += dy^T s; grid (columns / STEP, ranks / RANKS, slots)."""
-    slot = tl.program_id(2).to(tl.int64)
-    start, end = tl.load(starts + slot), tl.load(starts + slot + 1)
-    if start >= end:
-        return
-    column = tl.program_id(0) * STEP + tl.arange(0, STEP)
-    rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
-    inside, some = column < columns, rank < R
-    total = tl.zeros((STEP, RANKS), tl.float32)
-    for first in range(start, end, ROWS):
-        rows = (first + tl.arange(0, ROWS)).to(tl.int64)
-        live = rows < end
-        left = tl.load(dy + rows[:, None] * dy_row + column[None, :],
-                       mask=live[:, None] & inside[None, :], other=0.0)
-        right = tl.load(s + rows[:, None] * R + rank[None, :],
-                        mask=live[:, None] & some[None, :], other=0.0)
-        total = tl.dot(tl.trans(left), right, total)
-    place = gb + slot * g_slot + column[:, None] * R + rank[None, :]
-    there = inside[:, None] & some[None, :]
-    tl.store(place, tl.load(place, mask=there, other=0.0) + total, mask=there)
+    tl.store(dx + rows[:, None] * pairs + pair[None, :], words,
+             mask=live[:, None] & inside[None, :])
 
 
 @triton.jit(do_not_specialize=["first"])
-def grad_a(
+def back_a(
     gradients, ds, x, index, first, starts, keys, thresholds, x_row, slot_numel, s_module, pairs,
     MODULES: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
     ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
@@ -252,30 +247,36 @@ def grad_a(
 @triton.jit
 def losses(
     logits, targets, weights, found, row_stride,
-    COLUMNS: tl.constexpr, SIZE: tl.constexpr, WRITES: tl.constexpr, DTYPE: tl.constexpr,
+    COLUMNS: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr, WRITES: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):
-    """Each row's cross entropy; `WRITES` puts weight * its gradient in the logits' place."""
+    """Each row's cross entropy; `WRITES` puts weight * its gradient in the logits' place.
+
+    A multiprocessor works on one row at a time and comes back from the row's end, so that most of
+    it is still in a cache.
+    """
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
     target = tl.load(targets + row)
     wanted = tl.load(logits + target).to(tl.float32)  # before anything is written
-    place = tl.arange(0, SIZE)
-    most = tl.full((SIZE,), -float("inf"), tl.float32)
-    total = tl.zeros((SIZE,), tl.float32)
-    for first in range(0, COLUMNS, SIZE):
+    place = tl.arange(0, LANES)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+    most = tl.full((LANES,), -float("inf"), tl.float32)
+    total = tl.zeros((LANES,), tl.float32)
+    for first in range(0, COLUMNS, LANES * EACH):
         column = first + place
         value = tl.load(logits + column, mask=column < COLUMNS, other=-float("inf")).to(tl.float32)
-        larger = tl.maximum(most, value)
+        larger = tl.maximum(most, tl.max(value, 1))
         base = tl.where(larger == -float("inf"), 0.0, larger)
-        total = total * tl.exp(most - base) + tl.exp(value - base)
+        total = total * tl.exp(most - base) + tl.sum(tl.exp(value - base[:, None]), 1)
         most = larger
     largest = tl.max(most)
     normal = largest + tl.log(tl.sum(total * tl.exp(most - largest)))
     tl.store(found + row, normal - wanted)
     if WRITES:
         weight = tl.load(weights + row)
-        for first in range(0, COLUMNS, SIZE):
-            column = first + place
+        last = (COLUMNS - 1) // (LANES * EACH) * (LANES * EACH)
+        for done in range(0, COLUMNS, LANES * EACH):
+            column = last - done + place
             inside = column < COLUMNS
             value = tl.load(logits + column, mask=inside, other=0.0).to(tl.float32)
             share = tl.exp(value - normal) - tl.where(column == target, 1.0, 0.0)

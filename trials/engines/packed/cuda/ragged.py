@@ -22,19 +22,19 @@ TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 # Tokens, and columns or pairs of columns, that one program holds at a time: the quickest of those
 # tried on an H200, at Llama's widths and r 16.
 DOWN = {"ROWS": 32, "STEP": 64, "num_warps": 4, "num_stages": 4}
-UP = {"ROWS": 32, "STEP": 128, "num_warps": 4, "num_stages": 1}
-BACK = {"ROWS": 64, "STEP": 128, "num_warps": 4, "num_stages": 4}
-ADD_INPUT = {"ROWS": 32, "STEP": 64, "num_warps": 4, "num_stages": 1}
-GRAD_A = {"ROWS": 128, "STEP": 32, "num_warps": 4, "num_stages": 2}
-GRAD_B = {"ROWS": 64, "STEP": 128, "num_warps": 4, "num_stages": 4}
+UP = {"ROWS": 32, "STEP": 128, "num_warps": 2, "num_stages": 1}
+BACK = {"ROWS": 64, "STEP": 128, "num_warps": 8, "num_stages": 3}
+BACK_A = {"ROWS": 128, "STEP": 32, "num_warps": 4, "num_stages": 2}
+BACK_INPUT = {"ROWS": 64, "STEP": 64, "num_warps": 4, "num_stages": 1}
+SUM = 1024  # numbers of one program of `summed`
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Where each slot's tokens are; rows that belong to no slot are left as they are."""
+    """Where each slot's tokens are."""
 
     tokens: int  # all of them, those that belong to no slot included
-    tiles: Tensor  # int32 [tiles, 3]: slot, first token, tokens (0: an empty tile)
+    tiles: Tensor  # int32 [tiles, 3]: slot, first token, tokens; see `kernels.py`
     starts: Tensor  # int32 [slots + 1]: slot k has the tokens starts[k] .. starts[k + 1] - 1
     scales: Tensor  # fp32 [slots]
     keys: Tensor | None = None  # int32 [T] of keyed dropout; None: no slot drops anything
@@ -54,55 +54,62 @@ class Ragged:
         )
         return s
 
-    def up(self, ys: Sequence[Tensor], s: Tensor, weights: Views, group: Group) -> None:
-        for place, y, own in zip(group.places, ys, s, strict=True):
+    def up(
+        self, s: Tensor, weights: Views, group: Group, biases: Sequence[Tensor | None]
+    ) -> list[Tensor]:
+        ys = []
+        for place, own, bias in zip(group.places, s, biases, strict=True):
             b = weights.b[place]
             columns, r = b.shape[1:]
+            y = s.new_empty(self.tokens, columns)
             kernels.up[self._grid(UP, columns, UP["STEP"])](
-                y, own, b, self.tiles, y.stride(0), b.stride(0), columns, R=r,
-                DTYPE=TYPES[y.dtype], RANKS=_ranks(r), PARTS=TILE // UP["ROWS"], **UP,
+                y, own, b, y if bias is None else bias, self.tiles, b.stride(0), columns,
+                R=r, BIASED=bias is not None, DTYPE=TYPES[y.dtype], RANKS=_ranks(r),
+                PARTS=TILE // UP["ROWS"], **UP,
             )
+            ys.append(y)
+        return ys
 
-    def back(self, dys: Sequence[Tensor], weights: Views, group: Group) -> Tensor:
-        r = weights.b[group.first].shape[2]
-        ds = dys[0].new_empty(len(dys), self.tokens, r)
-        ranks = _ranks(r)
-        for place, dy, own in zip(group.places, dys, ds, strict=True):
-            b = weights.b[place]
-            kernels.back[self._grid(BACK, r, ranks)](
-                dy, b, own, self.tiles, self.scales, dy.stride(0), b.stride(0), b.shape[1],
-                R=r, DTYPE=TYPES[dy.dtype], RANKS=ranks, PARTS=TILE // BACK["ROWS"], **BACK,
+    def back(
+        self, dys: Sequence[Tensor], s: Tensor, weights: Views, gradients: Views, group: Group
+    ) -> Tensor:
+        r, slots = s.shape[2], len(self.starts) - 1
+        ranks, ds = _ranks(r), torch.empty_like(s)
+        for place, dy, own, found in zip(group.places, dys, s, ds, strict=True):
+            b, gb = weights.b[place], gradients.b[place]
+            columns = b.shape[1]
+            parts = own.new_empty(-(-columns // BACK["STEP"]), *own.shape)
+            kernels.back[(len(parts), -(-r // ranks), slots)](
+                dy, b, own, gb, parts, self.starts, self.scales, dy.stride(0), b.stride(0),
+                gb.stride(0), parts.stride(0), columns, R=r, DTYPE=TYPES[dy.dtype], RANKS=ranks,
+                **BACK,
+            )
+            kernels.summed[(-(-own.numel() // SUM),)](
+                parts, found, parts.stride(0), len(parts), own.numel(), DTYPE=TYPES[dy.dtype],
+                SIZE=SUM,
             )
         return ds
 
-    def add_gradients(
-        self, gradients: Views, x: Tensor, s: Tensor, dys: Sequence[Tensor], ds: Tensor,
-        group: Group,
-    ) -> None:
-        slots, r, pairs = len(self.starts) - 1, s.shape[2], x.shape[1] // 2
+    def back_a(self, x: Tensor, ds: Tensor, gradients: Views, group: Group) -> None:
+        slots, r, pairs = len(self.starts) - 1, ds.shape[2], x.shape[1] // 2
         ranks = _ranks(r)
-        over = -(-r // ranks)
-        for place, dy, own in zip(group.places, dys, s, strict=True):
-            gb = gradients.b[place]
-            kernels.grad_b[(-(-gb.shape[1] // GRAD_B["STEP"]), over, slots)](
-                gb, dy, own, self.starts, dy.stride(0), gb.stride(0), gb.shape[1], R=r,
-                RANKS=ranks, **GRAD_B,
-            )
-        kernels.grad_a[(-(-pairs // GRAD_A["STEP"]) * len(ds), over, slots)](
+        kernels.back_a[(-(-pairs // BACK_A["STEP"]) * len(ds), -(-r // ranks), slots)](
             gradients.flat, ds, _words(x), gradients.index, group.first, self.starts,
             *self._drops(), x.stride(0) // 2, gradients.flat.stride(0), ds.stride(0), pairs,
             MODULES=len(ds), R=r, DROPS=self.keys is not None, DTYPE=TYPES[x.dtype],
-            RANKS=ranks, **GRAD_A,
+            RANKS=ranks, **BACK_A,
         )
 
-    def add_input(self, dx: Tensor, ds: Tensor, weights: Views, group: Group) -> None:
-        r, pairs = ds.shape[2], dx.shape[1] // 2
-        kernels.add_input[self._grid(ADD_INPUT, pairs, ADD_INPUT["STEP"])](
+    def back_input(self, ds: Tensor, weights: Views, group: Group) -> Tensor:
+        r, columns = weights.a[group.first].shape[1:]
+        dx, pairs = ds.new_empty(self.tokens, columns), columns // 2
+        kernels.back_input[self._grid(BACK_INPUT, pairs, BACK_INPUT["STEP"])](
             _words(dx), ds, _words(weights.flat), weights.index, group.first, self.tiles,
-            *self._drops(), dx.stride(0) // 2, weights.flat.stride(0) // 2, ds.stride(0),
-            pairs, MODULES=len(ds), R=r, DROPS=self.keys is not None,
-            DTYPE=TYPES[dx.dtype], RANKS=_ranks(r), PARTS=TILE // ADD_INPUT["ROWS"], **ADD_INPUT,
+            *self._drops(), weights.flat.stride(0) // 2, ds.stride(0), pairs, MODULES=len(ds),
+            R=r, DROPS=self.keys is not None, DTYPE=TYPES[dx.dtype], RANKS=_ranks(r),
+            PARTS=TILE // BACK_INPUT["ROWS"], **BACK_INPUT,
         )
+        return dx
 
     def _grid(
         self, shape: dict[str, int], size: int, step: int, modules: int = 1

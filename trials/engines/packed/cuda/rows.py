@@ -14,6 +14,7 @@ from trials.training.optimizers import EPSILON
 if TYPE_CHECKING:
     from trials.engines.packed.bank import Bank
 
+LOSSES = {"LANES": 1024, "EACH": 8, "num_warps": 32}
 SIZE, BLOCKS = 1024, 16  # elements of a block, and blocks that one program of `norms` sums
 STEP = 4096  # elements that one program of `update` changes
 
@@ -26,8 +27,7 @@ def losses(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Te
     found = logits.new_empty(len(logits), dtype=torch.float32)
     kernels.losses[(len(logits),)](
         logits, targets, targets if weights is None else weights, found, logits.stride(0),
-        COLUMNS=logits.shape[1], SIZE=4096, WRITES=weights is not None, DTYPE=TYPES[logits.dtype],
-        num_warps=8,
+        COLUMNS=logits.shape[1], WRITES=weights is not None, DTYPE=TYPES[logits.dtype], **LOSSES,
     )
     return found
 
