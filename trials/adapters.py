@@ -45,9 +45,12 @@ class Adapter:
 
 @contextmanager
 def fresh_adapter(
-    base: PreTrainedModel, lora: LoraConfig, targets: Sequence[str], seed: int
+    base: PreTrainedModel, lora: LoraConfig, targets: Sequence[str], seed: int | None
 ) -> Iterator[Adapter]:
-    """An adapter as PEFT initialises it under `seed`, with keyed dropout, removed on leaving."""
+    """An adapter as PEFT initialises it under `seed`, with keyed dropout, removed on leaving.
+
+    Without a seed nothing is drawn: its parameters are on the meta device.
+    """
     before = dict(vars(base))
     try:
         model = _inject(base, lora, targets, seed)
@@ -55,7 +58,7 @@ def fresh_adapter(
         for parameter in parameters:
             parameter.data = parameter.data.float()
         keys = RowKeys()
-        attach(_layers(model), p=lora.dropout, keys=keys, adapter=NAME)
+        attach(lora_layers(model), p=lora.dropout, keys=keys, adapter=NAME)
         yield Adapter(model, parameters, keys)
     finally:
         _remove(base, before)
@@ -86,7 +89,7 @@ def export(adapter: Adapter, folder: Path, *, base: str, revision: str | None = 
 
 
 def _inject(
-    base: PreTrainedModel, lora: LoraConfig, targets: Sequence[str], seed: int
+    base: PreTrainedModel, lora: LoraConfig, targets: Sequence[str], seed: int | None
 ) -> PeftModel:
     import peft
 
@@ -99,13 +102,16 @@ def _inject(
         bias="none",
         task_type="CAUSAL_LM",
     )
+    if seed is None:
+        return peft.get_peft_model(base, config, adapter_name=NAME, low_cpu_mem_usage=True)
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         return peft.get_peft_model(base, config, adapter_name=NAME)
 
 
-def _layers(model: PeftModel) -> dict[str, nn.Module]:
+def lora_layers(model: PeftModel) -> dict[str, nn.Module]:
+    """The layers that carry an adapter, by their paths in the base."""
     named = model.named_modules()
     return {name.removeprefix(PREFIX): module for name, module in named
             if hasattr(module, "lora_dropout")}

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trials.contract import Sample
 from trials.data.examples import Example
+from trials.decode import decoded
 from trials.evaluate import computing
 from trials.training.limits import out_of_memory
 
@@ -75,21 +77,36 @@ def _batch(
     pad, ends = int(tokenizer.pad_token_id), _ends(model, tokenizer)
     rows = [[pad] * (width - len(prompt.ids)) + prompt.ids for prompt in prompts]
     real = [[0] * (width - len(prompt.ids)) + [1] * len(prompt.ids) for prompt in prompts]
-    written = model.generate(
-        input_ids=torch.tensor(rows * slots, device=model.device),
-        attention_mask=torch.tensor(real * slots, device=model.device),
-        max_new_tokens=max(prompt.longest for prompt in prompts),
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        pad_token_id=pad,
-        eos_token_id=ends,
-    )[:, width:].tolist()
+    ids = torch.tensor(rows * slots, device=model.device)
+    mask = torch.tensor(real * slots, device=model.device)
+    most = max(prompt.longest for prompt in prompts)
+    written = _recorded(model, ids, mask, most, ends) if model.device.type == "cuda" else None
+    if written is None:
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=most,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=pad,
+            eos_token_id=ends,
+        )[:, width:]
     texts = [
         _text(tokenizer, row, prompt, ends)
-        for row, prompt in zip(written, prompts * slots, strict=True)
+        for row, prompt in zip(written.tolist(), prompts * slots, strict=True)
     ]
     return [texts[first : first + len(prompts)] for first in range(0, len(texts), len(prompts))]
+
+
+def _recorded(model: Any, ids: Tensor, mask: Tensor, most: int, ends: list[int]) -> Tensor | None:
+    """What follows, or None where the model's steps cannot be recorded."""
+    try:
+        return decoded(model, ids, mask, most=most, ends=ends, records=True)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        return None
 
 
 def _text(

@@ -14,6 +14,8 @@ from transformers import GenerationConfig
 from trials.base import Base, load_base
 from trials.contract import ModelConfig
 from trials.data.examples import Example
+from trials.decode import decoded
+from trials.evaluate import computing
 from trials.generate import samples
 from trials.quiet import quiet
 
@@ -115,3 +117,48 @@ def test_a_batch_writes_what_each_prompt_would_alone(tmp_path: Path, kind: str) 
         [together] = samples(base.model, base.tokenizer, given, torch.float32)
     assert list(together) == alone
     assert all(sample.generated for sample in alone)
+
+
+def padded(rows: int = 3, width: int = 15) -> tuple[torch.Tensor, torch.Tensor]:
+    """Prompts of several lengths, padded on the left."""
+    ids = torch.randint(50, 900, (rows, width), generator=torch.Generator().manual_seed(0))
+    real = (torch.arange(width) >= 4 * torch.arange(rows)[:, None]).long()
+    return ids * real, real
+
+
+@pytest.mark.parametrize(
+    "kind", ["Llama", "Qwen3", "Mistral", "Gemma2", "Gemma3Text", "Phi3", "GPT2"]
+)
+def test_a_cache_of_full_size_writes_what_the_library_does(tmp_path: Path, kind: str) -> None:
+    sizes = {"sliding_window": 6} if kind in ("Mistral", "Gemma2", "Gemma3Text", "Phi3") else {}
+    name = random_base(tmp_path, kind, **sizes)
+    ids, real = padded()
+    with quiet():
+        base = load_base(ModelConfig(name=name, quantisation="none", dtype="fp32"), "cpu", silent)
+        with torch.no_grad():
+            want = base.model.generate(
+                input_ids=ids, attention_mask=real, max_new_tokens=20, do_sample=False,
+                pad_token_id=0, eos_token_id=[5000])[:, ids.shape[1]:]  # fmt: skip
+            for most in (1, 2, 20):
+                found = decoded(base.model, ids, real, most=most, ends=[5000], records=False)
+                assert torch.equal(found, want[:, :most])
+            ends = want[:, 9].tolist()
+            found = decoded(base.model, ids, real, most=20, ends=ends, records=False)
+            last = int(torch.isin(want, torch.tensor(ends)).int().argmax(1).max())
+            assert torch.equal(found, want[:, : 8 * (last // 8 + 1)])  # at the next look
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("quantisation", ["nf4", "none"])
+def test_recorded_steps_write_the_same(tmp_path: Path, quantisation: str) -> None:
+    name = random_base(tmp_path, "Llama")
+    config = ModelConfig(name=name, quantisation=quantisation, dtype="bf16")
+    with quiet():
+        base = load_base(config, "cuda:0", silent)
+        ids, real = (tensor.to("cuda:0") for tensor in padded())
+        with computing(torch.device("cuda:0"), torch.bfloat16):
+            plain, recorded = (
+                decoded(base.model, ids, real, most=40, ends=[5000], records=records)
+                for records in (False, True)
+            )
+    assert torch.equal(plain, recorded) and len(plain.unique()) > 3

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trials.adapters import NAME, PREFIX, Adapter, export, fresh_adapter
+from trials.adapters import NAME, export, fresh_adapter, lora_layers
 from trials.contract import LoraConfig
 from trials.engines.packed.bank import Factors
 
@@ -41,9 +40,11 @@ class Skeleton:
         key = lora.r, tuple(targets), seed
         found = self._drawn.pop(key, None)
         if found is None:
-            with self._adapter(lora, targets, seed) as adapter:
-                found = {name: (a.detach().clone(), _kept(b.detach()))
-                         for name, (a, b) in _factors(adapter).items()}
+            with fresh_adapter(self._model, lora, targets, seed) as adapter:
+                layers: Mapping[str, Any] = lora_layers(adapter.model)
+                found = {name: (layer.lora_A[NAME].weight.detach().clone(),
+                                _kept(layer.lora_B[NAME].weight.detach()))
+                         for name, layer in layers.items()}
         self._drawn[key] = found
         while len(self._drawn) > 1 and sum(map(_bytes, self._drawn.values())) > KEPT_BYTES:
             self._drawn.popitem(last=False)
@@ -54,16 +55,13 @@ class Skeleton:
         origin: Origin,
     ) -> Path:
         """Writes an adapter in PEFT format and returns `folder`."""
-        with self._adapter(lora, targets, seed=0) as adapter, torch.no_grad():
-            for name, pair in _factors(adapter).items():
-                for parameter, value in zip(pair, factors[name], strict=True):
-                    parameter.copy_(value)
+        with fresh_adapter(self._model, lora, targets, seed=None) as adapter:
+            layers: Mapping[str, Any] = lora_layers(adapter.model)
+            for name, layer in layers.items():
+                pair = (layer.lora_A[NAME], layer.lora_B[NAME])
+                for linear, value in zip(pair, factors[name], strict=True):
+                    linear.weight = nn.Parameter(value.float(), requires_grad=False)
             return export(adapter, folder, base=origin[0], revision=origin[1])
-
-    def _adapter(
-        self, lora: LoraConfig, targets: Sequence[str], seed: int
-    ) -> AbstractContextManager[Adapter]:
-        return fresh_adapter(self._model, lora, targets, seed)
 
 
 def targeted(paths: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
@@ -78,13 +76,6 @@ def _kept(b: Tensor) -> Tensor:
 
 def _bytes(factors: Factors) -> int:
     return sum(a.nbytes for a, _ in factors.values())
-
-
-def _factors(adapter: Adapter) -> Mapping[str, tuple[Tensor, Tensor]]:
-    layers = {name.removeprefix(PREFIX): module for name, module in adapter.model.named_modules()
-              if hasattr(module, "lora_A")}
-    return {name: (layer.lora_A[NAME].weight, layer.lora_B[NAME].weight)
-            for name, layer in layers.items()}
 
 
 def _dtype(module: nn.Module, key: str) -> torch.dtype:
