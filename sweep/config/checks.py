@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import math
 import re
@@ -24,6 +25,7 @@ STUDY = re.compile(r"[A-Za-z0-9_+=][A-Za-z0-9._+=-]{0,99}")
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 RESERVED = ("artifacts", "recipe")  # folders of results_dir that are not a study's
 FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".gz", ".zst")
+SHOWN = 8  # of a folder's entries, where one that was typed is not there
 
 
 def check(config: SweepConfig) -> None:
@@ -164,9 +166,16 @@ def _local(name: str, value: str) -> str:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise InputError(f"{name}={value}: there is no folder {folder}. Type {name}=<a file>.")
-    there = sorted(entry.name for entry in folder.iterdir())
-    near = unknown("file", path.name, there[:20]) if there else f"{folder} has no files."
-    raise InputError(f"{name}={value}: there is no such file or folder. In {folder}: {near}")
+    there = [entry.name for entry in folder.iterdir()
+             if not entry.name.startswith(".") and (entry.name.endswith(FILES) or entry.is_dir())]
+    meant = difflib.get_close_matches(path.name, there, n=1)
+    hint = f" Did you mean {meant[0]!r}?" if meant else ""
+    known = ", ".join(difflib.get_close_matches(path.name, there, n=SHOWN, cutoff=0.0))
+    more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+    raise InputError(
+        f"{name}={value}: there is no such file or folder.{hint} In {folder}: "
+        f"{known or 'no data files, and no folders'}{more}."
+    )
 
 
 def _check_sampler(config: SweepConfig) -> None:

@@ -298,7 +298,12 @@ def test_local_paths_become_absolute(tmp_path: Path) -> None:
     (tmp_path / "my.jsonl").write_text("{}\n")
     config = compose(["data=local", "data.path=my.jsonl", RANK])
     assert config.data.path == str(tmp_path / "my.jsonl")
-    assert "my.jsonl" in message("data=local", "data.path=me.jsonl", RANK)
+    for place in range(20):
+        (tmp_path / f"part-{place}.parquet").touch()
+    (tmp_path / ".hidden.jsonl").mkdir()
+    told = message("data=local", "data.path=me.jsonl", RANK)
+    assert "Did you mean 'my.jsonl'?" in told and "part-" in told and "and 13 more" in told
+    assert "hidden" not in told
 
 
 def test_online_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
