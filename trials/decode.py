@@ -7,7 +7,6 @@ and every count on the device.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,23 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, StaticLayer
 
+RESCALED = ("dynamic", "longrope")  # kinds of rotary positions
 LOOK = 8  # steps between two looks at whether every row has ended
+
+
+def recordable(model: Any) -> bool:
+    """Whether a model's steps are known to read keys and values alone, and nothing on the host."""
+    known = getattr(model, "_can_compile_fullgraph", False)  # the library's own word for it
+    state = getattr(model, "_is_stateful", True)
+    return bool(known and not state and not _rescaled(model.config.get_text_config().to_dict()))
+
+
+def _rescaled(config: Any) -> bool:
+    """Whether angles of positions depend on how long the text is, which the host looks up."""
+    if not isinstance(config, dict):
+        return False
+    return config.get("rope_type", config.get("type")) in RESCALED or any(
+        _rescaled(value) for value in config.values())
 
 
 @torch.no_grad()
@@ -26,8 +41,8 @@ def decoded(
     """The tokens that follow each row of `ids` `[rows, width]`, at most so many: `[rows, n]`.
 
     `real` is 1 where `ids` holds a token and 0 where it is padded, on the left. Rows go on behind
-    an end, until all have met one. The result is on the CPU. `records` asks for CUDA graphs.
-    Whatever error a model has with a cache of full attention layers is raised.
+    an end, until all have met one. The result is on the CPU. `records` asks for a CUDA graph.
+    The model is one of those that are `recordable`, or at least decode as those do.
     """
     rows, width = ids.shape
     count = model.config.get_text_config().num_hidden_layers
@@ -45,7 +60,7 @@ def decoded(
         token.copy_(_next(model, token, mask, place, cache))
 
     step()
-    again = _recorded(step, ids.device) if records and most > 2 else step
+    again = _recorded(step) if records and most > 2 else step
     made = 1
     while made < most and not (made % LOOK == 0 and _ended(written[:, :made], ends)):
         again()
@@ -65,23 +80,9 @@ def _ended(written: Tensor, ends: Sequence[int]) -> bool:
     return bool(torch.isin(written, written.new_tensor(ends)).any(1).all())
 
 
-def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], Any]:
-    """The step as a CUDA graph; it is not done here."""
+def _recorded(step: Callable[[], None]) -> Callable[[], Any]:
+    """The step as a CUDA graph of the current device; it is not done here."""
     graph: Any = torch.cuda.CUDAGraph()
-    stream, own = torch.cuda.current_stream(device), _stream(device)
-    own.wait_stream(stream)
-    with torch.cuda.stream(own):
-        # Not `torch.cuda.graph`, which collects all garbage before.
-        graph.capture_begin(capture_error_mode="thread_local")
-        try:
-            step()
-        finally:
-            graph.capture_end()
-    stream.wait_stream(own)
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step()
     return graph.replay  # type: ignore[no-any-return]
-
-
-@functools.cache
-def _stream(device: torch.device) -> Any:
-    """The one for recording: libraries keep memory for each stream they have seen."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

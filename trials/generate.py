@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -18,12 +20,14 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from trials.contract import Sample
 from trials.data.examples import Example
-from trials.decode import decoded
+from trials.decode import decoded, recordable
 from trials.evaluate import computing
-from trials.training.limits import out_of_memory
+from trials.training.limits import check_device, out_of_memory
 
 MARGIN = 2  # times as long as the reference, so that a completion that does not end is seen
 LONGEST = 128  # tokens; a sample shows how a model writes, it need not show a whole page
+
+_failed: WeakSet[Any] = WeakSet()  # models whose steps could not be recorded, against `recordable`
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def _batch(
     ids = torch.tensor(rows * slots, device=model.device)
     mask = torch.tensor(real * slots, device=model.device)
     most = max(prompt.longest for prompt in prompts)
-    written = _recorded(model, ids, mask, most, ends) if model.device.type == "cuda" else None
+    written = _recorded(model, ids, mask, most, ends)
     if written is None:
         written = model.generate(
             input_ids=ids,
@@ -100,12 +104,18 @@ def _batch(
 
 
 def _recorded(model: Any, ids: Tensor, mask: Tensor, most: int, ends: list[int]) -> Tensor | None:
-    """What follows, or None where the model's steps cannot be recorded."""
+    """What follows, by recorded steps; None where the model's cannot be recorded."""
+    if model.device.type != "cuda" or model in _failed or not recordable(model):
+        return None
     try:
         return decoded(model, ids, mask, most=most, ends=ends, records=True)
     except Exception as error:
-        if out_of_memory(error):
+        if out_of_memory(error) or (error.__context__ and out_of_memory(error.__context__)):
             raise
+        check_device(model.device, error)
+        _failed.add(model)
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        print(f"samples are written step by step, which is slower: {said}", file=sys.stderr)
         return None
 
 

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from bases import random_base, silent
 from transformers import GenerationConfig
 
+from trials import generate
 from trials.base import Base, load_base
 from trials.contract import ModelConfig
 from trials.data.examples import Example
-from trials.decode import decoded
+from trials.decode import decoded, recordable
 from trials.evaluate import computing
 from trials.generate import samples
 from trials.quiet import quiet
@@ -146,6 +148,47 @@ def test_a_cache_of_full_size_writes_what_the_library_does(tmp_path: Path, kind:
             found = decoded(base.model, ids, real, most=20, ends=ends, records=False)
             last = int(torch.isin(want, torch.tensor(ends)).int().argmax(1).max())
             assert torch.equal(found, want[:, : 8 * (last // 8 + 1)])  # at the next look
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "can"),
+    [
+        ("Llama", {}, True),
+        ("Qwen3", {}, True),
+        ("Gemma2", {}, True),
+        ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, False),
+        ("GPTNeo", {"attention_types": [[["global", "local"], 1]]}, False),
+        ("Mamba2", {"num_heads": 8, "head_dim": 16, "hidden_size": 64}, False),
+        ("Rwkv", {}, False),
+    ],
+)
+def test_only_what_keeps_keys_and_values_alone_is_recorded(
+    kind: str, sizes: dict[str, Any], can: bool
+) -> None:
+    config: Any = getattr(transformers, f"{kind}Config")(num_hidden_layers=2, **sizes)
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    assert recordable(model) is can
+
+
+@pytest.mark.gpu
+def test_what_cannot_be_recorded_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, tried = random_base(tmp_path, "Llama"), []
+
+    def failing(*_: Any, **__: Any) -> torch.Tensor:
+        tried.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with quiet():
+        base = load_base(ModelConfig(name=name, quantisation="none"), "cuda:0", silent)
+        given = [example("a", 9, 6)]
+        recorded = samples(base.model, base.tokenizer, given, torch.bfloat16)
+        monkeypatch.setattr(generate, "decoded", failing)
+        plain = [samples(base.model, base.tokenizer, given, torch.bfloat16) for _ in range(2)]
+    assert plain == [recorded, recorded] and len(tried) == 1
+    assert "step by step" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

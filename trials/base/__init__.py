@@ -49,6 +49,8 @@ def load_base(model: ModelConfig, device: str, progress: Progress) -> Base:
     not safetensors, a quantisation that the base does not take.
     """
     where = resolve_device(device)
+    if where.type == "cuda":
+        torch.cuda.set_device(where)  # kernels, events and graphs belong to the current one
     dtype = compute_dtype(where, model.dtype)
     quantisation(model, dtype)  # checks the names before anything is read
     # Of masked rows its backward can be NaN (huggingface/trl issue 7181), and it plans anew for

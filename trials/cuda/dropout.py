@@ -32,7 +32,7 @@ def multiplied(key):
 
 @triton.jit
 def row_keys_of(keys, rows, live, module):
-    """For `kept`."""
+    """The tokens' keys for a module, without the hash's last fold, as `kept` takes them."""
     given = tl.load(keys + rows, mask=live, other=0).to(tl.uint32, bitcast=True)
     return multiplied(folded(given ^ module))
 

@@ -9,7 +9,7 @@ The way of a clock:
     seat.py        each one's next micro-batch        shapes.py   how much of it all of them give
     corpus.py      samples as tensors                 clock.py    forward, backward, steps
     forward.py     the base's hidden states, and the losses where there are targets
-    layers.py      linear layers with LoRA on top; gradients straight into the bank
+    layers.py      linear layers and their LoRA; gradients straight into the bank
     optim.py       steps of the rows that are due     evaluation.py   those at a tick
 
 LoRA's products come in two layouts: `products.py` pads every slot to the same number of tokens (any

@@ -149,6 +149,7 @@ def _ends(owner: Ints, lengths: Ints, shape: Ragged) -> dict[str, NDArray[Any]]:
     tiles[: len(slot)] = np.stack(
         [slot, starts[slot] + first, np.minimum(TILE, each[slot] - first)], axis=1
     )
+    # Of no slot, counted negative: what is made for these tokens must be written all the same.
     free = np.arange(starts[-1], shape.tokens, TILE)
     of_none = np.stack([0 * free, free, np.maximum(-TILE, free - shape.tokens)], axis=1)
     tiles[len(slot) : len(slot) + len(free)] = of_none

@@ -18,7 +18,7 @@ from trials.base import Base
 from trials.base.devices import DTYPES
 from trials.engines.packed.attention import end_to_end, row_ends
 from trials.engines.packed.corpus import Padded, Ragged, Samples
-from trials.engines.packed.size import TOKENS, free_bytes
+from trials.engines.packed.size import free_bytes
 from trials.evaluate import computing, target_logits
 from trials.training.batches import Batch
 
@@ -39,7 +39,7 @@ class Forward:
         self._tail = _tail(base)
         size = int(base.model.config.get_text_config().vocab_size)
         logits = min(LOGITS, int(SHARE * free_bytes(base, memory_fraction) / LOGIT_BYTES))
-        self._part = max(1, min(logits // size, TOKENS))
+        self._part = max(1, logits // size)
         self.logit_bytes = self._part * size * LOGIT_BYTES
 
     @property

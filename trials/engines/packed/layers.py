@@ -1,4 +1,4 @@
-"""The base's linear layers computing for a whole pack: one base product each, LoRA on top of it.
+"""The base's linear layers computing for a whole pack: LoRA's part, and one base product added.
 
 For the tokens X_k of slot k, with s_k = alpha/r (alpha/sqrt(r) for rsLoRA) over 1 - p:
 
@@ -7,7 +7,8 @@ For the tokens X_k of slot k, with s_k = alpha/r (alpha/sqrt(r) for rsLoRA) over
     dA_k += dS_k^T (mask * X_k)           dB_k += dY_k^T S_k
 
 Layers that are given the same X (queries, keys and values, for one) compute together: X is read and
-dX made once. The product with W comes last: it adds to what is there in passing. Gradients are
+dX made once. The product with W comes last, since a product of matrices can add to what is there
+(`addmm_`), and LoRA's part added afterwards would be one more pass over the output. Gradients are
 added to the bank's rows where they are made; autograd sees none of the adapters. The dropout mask
 is drawn again from its keys where it is needed; W is frozen.
 """
@@ -138,11 +139,11 @@ class _PackedLinears(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None, None]:
         layers, flight, group = ctx.layers, ctx.flight, ctx.layers.group
-        products, weights, found = flight.products, flight.weights, flight.gradients
+        products, weights = flight.products, flight.weights
         x, s = ctx.saved_tensors
         dys = [dy.to(s.dtype).contiguous() for dy in gradients]
-        ds = products.back(dys, s, weights, found, group)
-        products.back_a(x.to(s.dtype), ds, found, group)
+        ds = products.back(dys, s, weights, flight.gradients, group)
+        products.back_a(x.to(s.dtype), ds, flight.gradients, group)
         if not ctx.needs_input_grad[0]:
             return None, None, None, None
         dx = products.back_input(ds, weights, group)

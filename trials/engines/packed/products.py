@@ -33,7 +33,7 @@ class Products(Protocol):
     """For a group of m modules: x `[T, d_in]`, y and dy `[T, d_out]` of each, s and ds `[m, T, r]`.
 
     Each token meets its own slot's a and b alone. A slot's scale is alpha / r over 1 - p. `up` and
-    `back_input` make what the base's products are then added to, which reads it in passing.
+    `back_input` make the tensors that the base's products are then added to.
     """
 
     def down(self, x: Tensor, weights: Views, group: Group) -> Tensor:

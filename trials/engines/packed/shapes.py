@@ -15,6 +15,7 @@ import numpy as np
 
 from trials.engines.packed.corpus import TILE, Corpus, Padded, Ragged, Rows
 from trials.engines.packed.seat import Seat
+from trials.engines.packed.size import COARSE
 from trials.training.batches import Limit
 
 Counts = dict[int, int]  # slot -> rows
@@ -139,11 +140,11 @@ def _level(wanted: Sequence[int], most: int) -> float:
 
 def _size(tokens: int) -> int:
     """Rounded up so that few sizes occur, and that products of matrices have whole blocks."""
-    return _up(tokens, 256 if tokens <= 4096 else 512)
+    return _up(tokens, COARSE // 2 if tokens <= 8 * COARSE else COARSE)
 
 
 def _up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
-assert 256 % TILE == 0
+assert COARSE // 2 % TILE == 0

@@ -28,6 +28,7 @@ MOST_SLOTS = 32
 ROWS = 4  # per slot and clock, that there should be room for
 TOKENS = 16384  # of a clock, about: beyond it a GPU gains little speed
 BLOCK = 128  # tokens of a block of a product of matrices, of which a multiprocessor makes one
+COARSE = 512  # tokens: what the sizes of larger clocks are rounded up to
 SHARE = 0.9  # of the device's memory, by default
 RESIDENT_SHARE = 0.3  # of the free memory: the base is kept dequantised if that takes no more
 SLOTS_SHARE = 0.5  # of what remains, at most: the rest is for tokens
@@ -82,8 +83,9 @@ def first_size(
     cuda = base.device.type == "cuda"
     dense = sum(_numbers(m) for m in layers.values()) * DTYPES[base.config.dtype].itemsize
     auto = dense < RESIDENT_SHARE * free_bytes(base, wanted.memory_fraction)
-    slots, tokens = CPU_SLOTS, _clock_tokens(base.device)
+    slots, tokens = CPU_SLOTS, TOKENS
     if cuda:
+        tokens = full_clock(torch.cuda.get_device_properties(base.device).multi_processor_count)
         slots = min(MOST_SLOTS, max(8, int(tokens / (ROWS * mean_length))))
     return Size(
         slots=wanted.capacity or slots,
@@ -151,12 +153,10 @@ def guessed_token_bytes(base: Base) -> float:
     return float(TRAINING_BYTES * config.num_hidden_layers * config.hidden_size)
 
 
-def _clock_tokens(device: torch.device) -> int:
-    """Such that the products of a full clock leave no multiprocessor without a block at the end."""
-    if device.type != "cuda":
-        return TOKENS
-    together = BLOCK * torch.cuda.get_device_properties(device).multi_processor_count
-    return together * max(1, round(TOKENS / together))
+def full_clock(multiprocessors: int) -> int:
+    """A clock's tokens, such that its products leave no multiprocessor without a block."""
+    together = BLOCK * multiprocessors
+    return max(COARSE, together * max(1, round(TOKENS / together)) // COARSE * COARSE)
 
 
 def _numbers(module: Any) -> int:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.gpu
 
 SEGMENTS = (0, 20, 20, 20, 149)  # of four slots, two of them without a token
 TOKENS = 160
-SHAPES = {"o": (64, 96), "q": (192, 320), "k": (192, 64), "v": (192, 128), "down": (320, 192)}
+SHAPES = {"o": (64, 96), "q": (192, 1090), "k": (192, 64), "v": (192, 128), "down": (320, 192)}
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +148,16 @@ def test_rows_see_themselves_alone(
     assert all(torch.equal(one, other) for one, other in zip(found[1:], again, strict=True))
 
 
-def test_losses_and_their_gradient_take_the_logits_place() -> None:
+@pytest.mark.parametrize("columns", [300, 8192, 8193, 40_003])
+def test_losses_and_their_gradient_take_the_logits_place(columns: int) -> None:
     from trials.engines.packed.cuda.rows import losses
 
     torch.manual_seed(0)
-    logits = (3 * torch.randn(37, 5003, device="cuda")).bfloat16()
+    logits = (3 * torch.randn(37, columns, device="cuda")).bfloat16()
     logits[5] = float("nan")
-    targets = torch.randint(0, 5003, (37,), device="cuda")
+    logits[6, 1:100] = float("-inf")
+    targets = torch.randint(0, columns, (37,), device="cuda")
+    targets[6], targets[7] = 0, columns - 1
     weights = torch.rand(37, device="cuda")
     exact = logits.float().requires_grad_()
     want = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
@@ -275,6 +278,35 @@ def test_a_poisoned_slot_reaches_nobody(packs: Tiny, engine: PackedEngine) -> No
         losses = ticked(slots, seats, 6)
         assert all(torch.isfinite(rows[[0, 2, 3]]).all() for rows in slots.bank.rows)
         assert losses[1][0] != losses[1][0]
+
+
+def test_a_pack_writes_by_recorded_steps_what_each_trial_would_alone(
+    packs: Tiny, engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = engine.shared
+    monkeypatch.setattr(shared, "assignment", replace(shared.assignment, samples=2))
+    monkeypatch.setattr(shared.base.model, "generate", None)  # nothing else would do
+    with engine.slots(replace(engine.size, slots=3)) as slots:
+        seats = seated(slots, *mixed(packs, examples=96)[:3])
+        ticked(slots, seats)
+        together = slots.written(seats)
+        alone = [slots.written([seat])[0] for seat in seats]
+    assert together == alone
+    assert all(sample.generated for own in together for sample in own)
+
+
+def test_packs_work_on_another_device_than_the_first(tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
+    tiny = made_in(tmp_path, dtype="bf16", device="cuda:1")
+    try:
+        engine, driver = prepared(tiny, capacity=2)
+        assert engine.size.ragged
+        driver.trials += [tiny.trial(k, seed=k, examples=96) for k in range(3)]
+        engine.run(driver)
+    finally:
+        torch.cuda.set_device(0)
+    assert {result.outcome for result in driver.results} == {Outcome.COMPLETE}
 
 
 def test_fp16_has_a_loss_scale_for_each_slot(

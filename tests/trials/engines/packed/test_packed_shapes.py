@@ -12,6 +12,7 @@ from tiny import Tiny
 from trials.engines.packed.engine import PackedEngine
 from trials.engines.packed.seat import Seat
 from trials.engines.packed.shapes import RaggedShapes
+from trials.engines.packed.size import full_clock
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +87,13 @@ def test_shapes_shrink_until_one_row_is_left(tiny: Tiny, engine: PackedEngine) -
     while shapes.shrink():
         sizes.append(shapes.tokens)
     assert sizes == [4096, 2048, 1024, 512, 256]
+
+
+@pytest.mark.parametrize("multiprocessors", [20, 28, 46, 58, 82, 108, 114, 128, 132, 142, 148, 170])
+def test_a_full_clock_has_a_block_for_every_multiprocessor(
+    tiny: Tiny, engine: PackedEngine, multiprocessors: int
+) -> None:
+    tokens = RaggedShapes(1, full_clock(multiprocessors), engine.corpus.longest).tokens
+    rounds = tokens / (128 * multiprocessors)  # of products in blocks of 128 tokens
+    assert 8192 <= tokens <= 22528
+    assert rounds <= round(rounds) and rounds > 0.97 * round(rounds)

@@ -1,11 +1,13 @@
 """Triton kernels: LoRA's products over tokens laid end to end, losses, and the optimizer.
 
-A tile is (slot, first token, tokens), or (0, first token, -tokens) of no slot. Each product reads
-its large operand once, sums in fp32 and draws the dropout mask in registers from the tokens' keys
-(the bits of `trials.dropout`). Two neighbouring columns, which share one hash, travel as one 32-bit
-word: strides and counts of what is loaded so are in words. A slot's tokens and rows meet nobody
-else's. Programs that read the same tokens for the modules of a group are neighbours in the grid, so
-that one of them reads and the others find. `ragged.py` launches them.
+A tile is (slot, first token, tokens), or (0, first token, -tokens) of no slot: these must be
+written too where nothing has been written before. Each product reads its large operand once, sums
+in fp32 (but for `back`, whose blocks of columns are rounded before they are added) and draws the
+dropout mask in registers from the tokens' keys (the bits of `trials.dropout`). Two neighbouring
+columns, which share one hash, travel as one 32-bit word: strides and counts of what is loaded so
+are in words. A slot's tokens and rows meet nobody else's. Programs that read the same tokens for
+the modules of a group are neighbours in the grid, so that one of them reads and the others find.
+`ragged.py` launches them.
 """
 
 from __future__ import annotations
@@ -117,11 +119,10 @@ def up(
 
 @triton.jit
 def back(
-    dy, b, s, gb, parts, starts, scales, dy_row, b_slot, gb_slot, part, columns,
-    R: tl.constexpr, DTYPE: tl.constexpr,
-    ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+    dy, b, s, gb, partial, starts, scales, dy_row, b_slot, gb_slot, partial_stride, columns,
+    R: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
-    """gb += dy^T s, and these columns' part of scale * dy b.
+    """gb += dy^T s, and of scale * dy b what these columns make: dy is read once for both.
 
     Grid (columns / STEP, ranks / RANKS, slots).
     """
@@ -136,7 +137,7 @@ def back(
     own = column[:, None] * R + rank[None, :]
     factors = tl.load(b + slot * b_slot + own, mask=there, other=0.0)
     scale = tl.load(scales + slot)
-    parts += tl.program_id(0).to(tl.int64) * part
+    partial += tl.program_id(0).to(tl.int64) * partial_stride
     total = tl.zeros((STEP, RANKS), tl.float32)
     for first in range(start, end, ROWS):
         rows = (first + tl.arange(0, ROWS)).to(tl.int64)
@@ -146,19 +147,21 @@ def back(
         place, known = rows[:, None] * R + rank[None, :], live[:, None] & some[None, :]
         right = tl.load(s + place, mask=known, other=0.0)
         total = tl.dot(tl.trans(left), right, total)
-        tl.store(parts + place, (tl.dot(left, factors) * scale).to(DTYPE), mask=known)
+        made = tl.dot(left, factors) * scale
+        tl.store(partial + place, made.to(partial.dtype.element_ty), mask=known)
     own += slot * gb_slot
     tl.store(gb + own, tl.load(gb + own, mask=there, other=0.0) + total, mask=there)
 
 
 @triton.jit
-def summed(parts, ds, part, count, NUMEL, DTYPE: tl.constexpr, SIZE: tl.constexpr):
-    """ds = the sum of its parts."""
+def summed(partial, ds, partial_stride, count, NUMEL, DTYPE: tl.constexpr, SIZE: tl.constexpr):
+    """ds = the sum of what the blocks of columns made."""
     place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     inside = place < NUMEL
     total = tl.zeros((SIZE,), tl.float32)
-    for k in range(count):
-        total += tl.load(parts + k * part + place, mask=inside, other=0.0).to(tl.float32)
+    for _ in range(count):
+        total += tl.load(partial + place, mask=inside, other=0.0).to(tl.float32)
+        partial += partial_stride
     tl.store(ds + place, total.to(DTYPE), mask=inside)
 
 
@@ -247,10 +250,9 @@ def back_a(
 @triton.jit
 def losses(
     logits, targets, weights, found, row_stride,
-    COLUMNS: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr, WRITES: tl.constexpr,
-    DTYPE: tl.constexpr,
+    COLUMNS: tl.constexpr, LANES: tl.constexpr, EACH: tl.constexpr, DTYPE: tl.constexpr,
 ):
-    """Each row's cross entropy; `WRITES` puts weight * its gradient in the logits' place.
+    """Each row's cross entropy; weight * its gradient takes the logits' place.
 
     A multiprocessor works on one row at a time and comes back from the row's end, so that most of
     it is still in a cache.
@@ -272,15 +274,14 @@ def losses(
     largest = tl.max(most)
     normal = largest + tl.log(tl.sum(total * tl.exp(most - largest)))
     tl.store(found + row, normal - wanted)
-    if WRITES:
-        weight = tl.load(weights + row)
-        last = (COLUMNS - 1) // (LANES * EACH) * (LANES * EACH)
-        for done in range(0, COLUMNS, LANES * EACH):
-            column = last - done + place
-            inside = column < COLUMNS
-            value = tl.load(logits + column, mask=inside, other=0.0).to(tl.float32)
-            share = tl.exp(value - normal) - tl.where(column == target, 1.0, 0.0)
-            tl.store(logits + column, (share * weight).to(DTYPE), mask=inside)
+    weight = tl.load(weights + row)
+    last = (COLUMNS - 1) // (LANES * EACH) * (LANES * EACH)
+    for done in range(0, COLUMNS, LANES * EACH):
+        column = last - done + place
+        inside = column < COLUMNS
+        value = tl.load(logits + column, mask=inside, other=0.0).to(tl.float32)
+        share = tl.exp(value - normal) - tl.where(column == target, 1.0, 0.0)
+        tl.store(logits + column, (share * weight).to(DTYPE), mask=inside)
 
 
 @triton.jit

@@ -58,12 +58,12 @@ class Ragged:
         self, s: Tensor, weights: Views, group: Group, biases: Sequence[Tensor | None]
     ) -> list[Tensor]:
         ys = []
-        for place, own, bias in zip(group.places, s, biases, strict=True):
+        for place, own_s, bias in zip(group.places, s, biases, strict=True):
             b = weights.b[place]
             columns, r = b.shape[1:]
             y = s.new_empty(self.tokens, columns)
             kernels.up[self._grid(UP, columns, UP["STEP"])](
-                y, own, b, y if bias is None else bias, self.tiles, b.stride(0), columns,
+                y, own_s, b, y if bias is None else bias, self.tiles, b.stride(0), columns,
                 R=r, BIASED=bias is not None, DTYPE=TYPES[y.dtype], RANKS=_ranks(r),
                 PARTS=TILE // UP["ROWS"], **UP,
             )
@@ -75,18 +75,18 @@ class Ragged:
     ) -> Tensor:
         r, slots = s.shape[2], len(self.starts) - 1
         ranks, ds = _ranks(r), torch.empty_like(s)
-        for place, dy, own, found in zip(group.places, dys, s, ds, strict=True):
+        exact = torch.float32 if s.dtype == torch.float16 else s.dtype  # fp16 may overflow
+        for place, dy, own_s, own_ds in zip(group.places, dys, s, ds, strict=True):
             b, gb = weights.b[place], gradients.b[place]
             columns = b.shape[1]
-            parts = own.new_empty(-(-columns // BACK["STEP"]), *own.shape)
-            kernels.back[(len(parts), -(-r // ranks), slots)](
-                dy, b, own, gb, parts, self.starts, self.scales, dy.stride(0), b.stride(0),
-                gb.stride(0), parts.stride(0), columns, R=r, DTYPE=TYPES[dy.dtype], RANKS=ranks,
-                **BACK,
+            partial = own_s.new_empty(-(-columns // BACK["STEP"]), *own_s.shape, dtype=exact)
+            kernels.back[(len(partial), -(-r // ranks), slots)](
+                dy, b, own_s, gb, partial, self.starts, self.scales, dy.stride(0), b.stride(0),
+                gb.stride(0), partial.stride(0), columns, R=r, RANKS=ranks, **BACK,
             )
-            kernels.summed[(-(-own.numel() // SUM),)](
-                parts, found, parts.stride(0), len(parts), own.numel(), DTYPE=TYPES[dy.dtype],
-                SIZE=SUM,
+            kernels.summed[(-(-own_ds.numel() // SUM),)](
+                partial, own_ds, partial.stride(0), len(partial), own_ds.numel(),
+                DTYPE=TYPES[ds.dtype], SIZE=SUM,
             )
         return ds
 

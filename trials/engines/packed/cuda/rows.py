@@ -19,15 +19,15 @@ SIZE, BLOCKS = 1024, 16  # elements of a block, and blocks that one program of `
 STEP = 4096  # elements that one program of `update` changes
 
 
-def losses(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+def losses(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Each row's cross entropy `[N]` in fp32.
 
-    With `weights` `[N]` the gradient of their weighted sum takes the place of the logits.
+    The gradient of their sum weighted by `weights` `[N]` takes the place of the logits.
     """
     found = logits.new_empty(len(logits), dtype=torch.float32)
     kernels.losses[(len(logits),)](
-        logits, targets, targets if weights is None else weights, found, logits.stride(0),
-        COLUMNS=logits.shape[1], WRITES=weights is not None, DTYPE=TYPES[logits.dtype], **LOSSES,
+        logits, targets, weights, found, logits.stride(0), COLUMNS=logits.shape[1],
+        DTYPE=TYPES[logits.dtype], **LOSSES,
     )
     return found
 
