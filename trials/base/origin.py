@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from trials.base.digests import digest
 from trials.contract import InputError, ModelConfig
 from trials.demo import BASE as DEMO
 from trials.hub import Progress, hub_reason, snapshot
@@ -95,7 +96,5 @@ def _content_hash(folder: Path, patterns: tuple[str, ...]) -> str:
     files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     total = hashlib.sha256()
     for path in (path for path in files if path.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.name}\0{digest}\n".encode())
+        total.update(f"{path.name}\0{digest(path)}\n".encode())
     return total.hexdigest()[:HASH_LENGTH]
