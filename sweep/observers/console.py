@@ -222,9 +222,8 @@ class PlainConsole:
         left = self.tally.remaining_s()
         about = f", about {wording.duration(left)} left" if left else ""
         used = "".join(f", {part}" for part in self.tally.budgets())
-        self.note(
-            f"{ending}{loss}{news} ({self.tally.done} of {self.tally.total} trials{about}{used})"
-        )
+        trials = f"{self.tally.done:,} of {self.tally.total:,} trials"
+        self.note(f"{ending}{loss}{news} ({trials}{about}{used})")
 
     def closed(self, closed: Closed) -> None:
         """The leaderboard and what to go on with."""

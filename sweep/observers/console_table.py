@@ -105,7 +105,7 @@ class Running:
         tally = self.tally
         left = tally.remaining_s()
         counts = [
-            f"{tally.done} of {tally.total} trials",
+            f"{tally.done:,} of {tally.total:,} trials",
             f"{duration(self.elapsed_s)} elapsed",
             "time left not known yet" if left is None else f"about {duration(left)} left",
         ]
