@@ -5,24 +5,15 @@ The driver's side downloads them, before a worker prepares, to where `downloaded
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
+from trials.cached import cache_dir
 from trials.contract import InputError
 
 ARTIFACT = "wandb:"
 _PART = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*"
 REFERENCE = re.compile(rf"{ARTIFACT}({_PART})/({_PART})/({_PART}):({_PART})")
-
-
-def cache_dir() -> Path:
-    """The directory of all that may be made again; QLORA_SWEEP_CACHE names another one."""
-    if named := os.environ.get("QLORA_SWEEP_CACHE"):
-        return Path(named).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("qlora-sweep"))
 
 
 def artifact_parts(reference: str, key: str) -> tuple[str, str, str, str]:

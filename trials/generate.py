@@ -84,7 +84,7 @@ def _batch(
     ids = torch.tensor(rows * slots, device=model.device)
     mask = torch.tensor(real * slots, device=model.device)
     most = max(prompt.longest for prompt in prompts)
-    written = _recorded(model, ids, mask, most, ends)
+    written = _by_recorded_steps(model, ids, mask, most, ends)
     if written is None:
         written = model.generate(
             input_ids=ids,
@@ -103,7 +103,9 @@ def _batch(
     return [texts[first : first + len(prompts)] for first in range(0, len(texts), len(prompts))]
 
 
-def _recorded(model: Any, ids: Tensor, mask: Tensor, most: int, ends: list[int]) -> Tensor | None:
+def _by_recorded_steps(
+    model: Any, ids: Tensor, mask: Tensor, most: int, ends: list[int]
+) -> Tensor | None:
     """What follows, by recorded steps; None where the model's cannot be recorded."""
     if model.device.type != "cuda" or model in _failed or not recordable(model):
         return None

@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from trials.downloads import cache_dir
+from trials.cached import cache_dir, keep
 
 LARGE = 2**26  # bytes
 DIGEST = re.compile("[0-9a-f]{64}")
@@ -31,7 +30,7 @@ def digest(path: Path) -> str:
             return found
     made = _read(path)
     if _known(path, path.stat()) == known and time.time() - before.st_mtime > SETTLED_S:
-        _remember(known, made)
+        keep(known, lambda place: place.write_text(made, encoding="ascii"))
     return made
 
 
@@ -45,12 +44,3 @@ def _known(path: Path, now: os.stat_result) -> Path:
     facts = (path.resolve(), now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
     name = hashlib.sha256(repr(tuple(map(str, facts))).encode()).hexdigest()
     return cache_dir() / "digests" / name
-
-
-def _remember(place: Path, made: str) -> None:
-    with suppress(OSError):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as aside:
-            written = Path(aside) / place.name
-            written.write_text(made, encoding="ascii")
-            written.replace(place)

@@ -1,22 +1,20 @@
-"""Tokenised data on disk, in the user's cache directory: written aside and renamed, never pickled.
+"""Tokenised data on disk, in the user's cache directory: never pickled.
 
-A file that cannot be read is as good as none. QLORA_SWEEP_CACHE names another directory.
+A file that cannot be read is as good as none.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trials.downloads import cache_dir as cache_dir
+from trials.cached import cache_dir, keep
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -40,13 +38,7 @@ def load(name: str) -> tuple[dict[str, Any], Arrays] | None:
 def save(name: str, facts: dict[str, Any], arrays: Arrays) -> None:
     """Stores facts (JSON values) and arrays; a directory that cannot be written is no error."""
     text = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-    with suppress(OSError):
-        target = _file(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as aside:  # gone if the disk is full
-            written = Path(aside) / target.name
-            np.savez(written, facts=text, **arrays)  # type: ignore[arg-type]
-            written.replace(target)
+    keep(_file(name), lambda place: np.savez(place, facts=text, **arrays))  # type: ignore[arg-type]
 
 
 def _file(name: str) -> Path:
