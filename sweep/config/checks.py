@@ -165,7 +165,10 @@ def _local(name: str, value: str) -> str:
         return value  # a name of the hub
     folder = path.absolute().parent
     if not folder.is_dir():
-        raise InputError(f"{name}={value}: there is no folder {folder}. Type {name}=<a file>.")
+        raise InputError(
+            f"{name}={value}: there is no folder {folder}. "
+            f"Type {name}=<a file or folder that is there>."
+        )
     there = [entry.name for entry in folder.iterdir()
              if not entry.name.startswith(".") and (entry.name.endswith(FILES) or entry.is_dir())]
     meant = difflib.get_close_matches(path.name, there, n=1)
