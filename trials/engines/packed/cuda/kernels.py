@@ -48,26 +48,46 @@ def _tile(tiles, place, PARTS: tl.constexpr, ROWS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first"])
 def down(
-    x, weights, s, index, first, tiles, scales, keys, thresholds, x_row, slot_words, s_module,
-    pairs,
+    x, weights, s, index, first, tiles, ranks, scales, keys, thresholds, x_row, slot_words,
+    s_module, pairs,
     MODULES: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
     """s = scale * drop(x) a^T; grid (tiles * PARTS * modules, ranks / RANKS)."""
     which = tl.program_id(0) % MODULES
     slot, start, count = _tile(tiles, tl.program_id(0) // MODULES, PARTS, ROWS)
-    if count <= 0:
+    own = tl.load(ranks + slot) - tl.program_id(1) * RANKS
+    if (count <= 0) | (own <= 0):
         return
     begin, module = _module(index, first + which)
-    a = weights + slot * slot_words + begin // 2
-    s += which * s_module
-    live = tl.arange(0, ROWS) < count
-    rows = start + tl.arange(0, ROWS)
-    rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
-    some = rank < R
+    a = weights + slot * slot_words + begin // 2 + tl.program_id(1) * RANKS * pairs
+    s += which * s_module + tl.program_id(1) * RANKS
+    row_keys, threshold = 0, 0
     if DROPS:
-        row_keys = row_keys_of(keys, rows, live, module)
+        live = tl.arange(0, ROWS) < count
+        row_keys = row_keys_of(keys, start + tl.arange(0, ROWS), live, module)
         threshold = tl.load(thresholds + slot)
+    scale = tl.load(scales + slot)
+    if RANKS > 16 and own <= 16:
+        _down(x, a, s, start, count, row_keys, threshold, scale, x_row, pairs,
+              R, DROPS, DTYPE, ROWS, 16, STEP)
+    elif RANKS > 32 and own <= 32:
+        _down(x, a, s, start, count, row_keys, threshold, scale, x_row, pairs,
+              R, DROPS, DTYPE, ROWS, 32, STEP)
+    else:
+        _down(x, a, s, start, count, row_keys, threshold, scale, x_row, pairs,
+              R, DROPS, DTYPE, ROWS, RANKS, STEP)
+
+
+@triton.jit
+def _down(
+    x, a, s, start, count, row_keys, threshold, scale, x_row, pairs,
+    R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
+    ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+):
+    live = tl.arange(0, ROWS) < count
+    rows, rank = start + tl.arange(0, ROWS), tl.arange(0, RANKS)
+    some = rank < R
     total = tl.zeros((ROWS, RANKS), tl.float32)
     for column in range(0, pairs, STEP):
         pair = column + tl.arange(0, STEP)
@@ -83,16 +103,15 @@ def down(
         even_a, odd_a = own & 0xFFFF, (own >> 16) & 0xFFFF
         total = tl.dot(_number(even, DTYPE), tl.trans(_number(even_a, DTYPE)), total)
         total = tl.dot(_number(odd, DTYPE), tl.trans(_number(odd_a, DTYPE)), total)
-    total *= tl.load(scales + slot)
-    tl.store(s + rows[:, None] * R + rank[None, :], total.to(DTYPE),
+    tl.store(s + rows[:, None] * R + rank[None, :], (total * scale).to(DTYPE),
              mask=live[:, None] & some[None, :])
 
 
 @triton.jit
 def up(
-    y, s, b, bias, tiles, b_slot, columns,
+    y, s, b, bias, tiles, ranks, b_slot, columns,
     R: tl.constexpr, BIASED: tl.constexpr, DTYPE: tl.constexpr,
-    PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
 ):
     """y = bias + s b^T; grid (tiles * PARTS, columns / STEP)."""
     slot, start, count = _tile(tiles, tl.program_id(0), PARTS, ROWS)
@@ -105,8 +124,11 @@ def up(
     total = tl.zeros((ROWS, STEP), tl.float32)
     if BIASED:
         total += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)[None, :]
-    for first in range(0, R, RANKS):
-        rank = first + tl.arange(0, RANKS)
+    most = R
+    if R > 16:
+        most = tl.load(ranks + slot)
+    for first in range(0, most, 16):
+        rank = first + tl.arange(0, 16)
         some = (rank < R) & (count > 0)
         left = tl.load(s + rows[:, None] * R + rank[None, :],
                        mask=live[:, None] & some[None, :], other=0.0)
@@ -119,7 +141,7 @@ def up(
 
 @triton.jit
 def back(
-    dy, b, s, gb, partial, starts, scales, dy_row, b_slot, gb_slot, partial_stride, columns,
+    dy, b, s, gb, partial, starts, ranks, scales, dy_row, b_slot, gb_slot, partial_stride, columns,
     R: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
     """gb += dy^T s, and of scale * dy b what these columns make: dy is read once for both.
@@ -128,16 +150,34 @@ def back(
     """
     slot = tl.program_id(2).to(tl.int64)
     start, end = tl.load(starts + slot), tl.load(starts + slot + 1)
-    if start >= end:
+    own = tl.load(ranks + slot) - tl.program_id(1) * RANKS
+    if (start >= end) | (own <= 0):
         return
-    column = tl.program_id(0) * STEP + tl.arange(0, STEP)
-    rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
-    inside, some = column < columns, rank < R
-    there = inside[:, None] & some[None, :]
-    own = column[:, None] * R + rank[None, :]
-    factors = tl.load(b + slot * b_slot + own, mask=there, other=0.0)
+    chunk = tl.program_id(1) * RANKS
+    b += slot * b_slot + chunk
+    gb += slot * gb_slot + chunk
+    partial += tl.program_id(0).to(tl.int64) * partial_stride + chunk
     scale = tl.load(scales + slot)
-    partial += tl.program_id(0).to(tl.int64) * partial_stride
+    if RANKS > 16 and own <= 16:
+        _back(dy, b, s + chunk, gb, partial, start, end, scale, dy_row, columns,
+              R, ROWS, 16, STEP)
+    elif RANKS > 32 and own <= 32:
+        _back(dy, b, s + chunk, gb, partial, start, end, scale, dy_row, columns,
+              R, ROWS, 32, STEP)
+    else:
+        _back(dy, b, s + chunk, gb, partial, start, end, scale, dy_row, columns,
+              R, ROWS, RANKS, STEP)
+
+
+@triton.jit
+def _back(
+    dy, b, s, gb, partial, start, end, scale, dy_row, columns,
+    R: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+):
+    column, rank = tl.program_id(0) * STEP + tl.arange(0, STEP), tl.arange(0, RANKS)
+    inside, some = column < columns, rank < R
+    own, there = column[:, None] * R + rank[None, :], inside[:, None] & some[None, :]
+    factors = tl.load(b + own, mask=there, other=0.0)
     total = tl.zeros((STEP, RANKS), tl.float32)
     for first in range(start, end, ROWS):
         rows = (first + tl.arange(0, ROWS)).to(tl.int64)
@@ -149,7 +189,6 @@ def back(
         total = tl.dot(tl.trans(left), right, total)
         made = tl.dot(left, factors) * scale
         tl.store(partial + place, made.to(partial.dtype.element_ty), mask=known)
-    own += slot * gb_slot
     tl.store(gb + own, tl.load(gb + own, mask=there, other=0.0) + total, mask=there)
 
 
@@ -167,9 +206,9 @@ def summed(partial, ds, partial_stride, count, NUMEL, DTYPE: tl.constexpr, SIZE:
 
 @triton.jit(do_not_specialize=["first"])
 def back_input(
-    dx, ds, weights, index, first, tiles, keys, thresholds, slot_words, s_module, pairs,
+    dx, ds, weights, index, first, tiles, ranks, keys, thresholds, slot_words, s_module, pairs,
     MODULES: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
-    PARTS: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
 ):
     """dx = mask * (ds a), of all modules; grid (tiles * PARTS, pairs / STEP)."""
     slot, start, count = _tile(tiles, tl.program_id(0), PARTS, ROWS)
@@ -179,6 +218,9 @@ def back_input(
     rows = start + tl.arange(0, ROWS)
     pair = tl.program_id(1) * STEP + tl.arange(0, STEP)
     inside = pair < pairs
+    most = R
+    if R > 16:
+        most = tl.load(ranks + slot)
     total_even = tl.zeros((ROWS, STEP), tl.float32)
     total_odd = tl.zeros((ROWS, STEP), tl.float32)
     for which in tl.static_range(MODULES):
@@ -186,8 +228,8 @@ def back_input(
         a = weights + slot * slot_words + begin // 2
         even = tl.zeros((ROWS, STEP), tl.float32)
         odd = tl.zeros((ROWS, STEP), tl.float32)
-        for start_rank in range(0, R, RANKS):
-            rank = start_rank + tl.arange(0, RANKS)
+        for start_rank in range(0, most, 16):
+            rank = start_rank + tl.arange(0, 16)
             some = (rank < R) & (count > 0)
             left = tl.load(ds + which * s_module + rows[:, None] * R + rank[None, :],
                            mask=live[:, None] & some[None, :], other=0.0)
@@ -208,23 +250,43 @@ def back_input(
 
 @triton.jit(do_not_specialize=["first"])
 def back_a(
-    gradients, ds, x, index, first, starts, keys, thresholds, x_row, slot_numel, s_module, pairs,
+    gradients, ds, x, index, first, starts, ranks, keys, thresholds, x_row, slot_numel, s_module,
+    pairs,
     MODULES: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
     ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
 ):
     """ga += ds^T drop(x); grid (pairs / STEP * modules, ranks / RANKS, slots)."""
     slot = tl.program_id(2).to(tl.int64)
     start, end = tl.load(starts + slot), tl.load(starts + slot + 1)
-    if start >= end:
+    own = tl.load(ranks + slot) - tl.program_id(1) * RANKS
+    if (start >= end) | (own <= 0):
         return
     which = tl.program_id(0) % MODULES
     begin, module = _module(index, first + which)
-    ds += which * s_module
-    pair = tl.program_id(0) // MODULES * STEP + tl.arange(0, STEP)
-    rank = tl.program_id(1) * RANKS + tl.arange(0, RANKS)
-    inside, some = pair < pairs, rank < R
+    ds += which * s_module + tl.program_id(1) * RANKS
+    gradients += slot * slot_numel + begin + tl.program_id(1) * RANKS * 2 * pairs
+    threshold = 0
     if DROPS:
         threshold = tl.load(thresholds + slot)
+    if RANKS > 16 and own <= 16:
+        _back_a(gradients, ds, x, start, end, keys, module, threshold, x_row, pairs,
+                MODULES, R, DROPS, DTYPE, ROWS, 16, STEP)
+    elif RANKS > 32 and own <= 32:
+        _back_a(gradients, ds, x, start, end, keys, module, threshold, x_row, pairs,
+                MODULES, R, DROPS, DTYPE, ROWS, 32, STEP)
+    else:
+        _back_a(gradients, ds, x, start, end, keys, module, threshold, x_row, pairs,
+                MODULES, R, DROPS, DTYPE, ROWS, RANKS, STEP)
+
+
+@triton.jit
+def _back_a(
+    gradients, ds, x, start, end, keys, module, threshold, x_row, pairs,
+    MODULES: tl.constexpr, R: tl.constexpr, DROPS: tl.constexpr, DTYPE: tl.constexpr,
+    ROWS: tl.constexpr, RANKS: tl.constexpr, STEP: tl.constexpr,
+):
+    pair, rank = tl.program_id(0) // MODULES * STEP + tl.arange(0, STEP), tl.arange(0, RANKS)
+    inside, some = pair < pairs, rank < R
     total_even = tl.zeros((RANKS, STEP), tl.float32)
     total_odd = tl.zeros((RANKS, STEP), tl.float32)
     for row in range(start, end, ROWS):
@@ -241,7 +303,7 @@ def back_a(
                                 mask=live[:, None] & some[None, :], other=0.0))
         total_even = tl.dot(left, _number(even, DTYPE), total_even)
         total_odd = tl.dot(left, _number(odd, DTYPE), total_odd)
-    place = gradients + slot * slot_numel + begin + rank[:, None] * (2 * pairs) + 2 * pair[None, :]
+    place = gradients + rank[:, None] * (2 * pairs) + 2 * pair[None, :]
     there = some[:, None] & inside[None, :]
     tl.store(place, tl.load(place, mask=there, other=0.0) + total_even, mask=there)
     tl.store(place + 1, tl.load(place + 1, mask=there, other=0.0) + total_odd, mask=there)
