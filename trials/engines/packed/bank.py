@@ -30,6 +30,7 @@ class Views:
     a: tuple[Tensor, ...]
     b: tuple[Tensor, ...]
     index: Tensor  # int64 [modules, 2]: where each a begins in a row, the key of its dropout
+    ranks: Tensor  # int32 [n]: how many of its ranks each slot fills; an empty one: all
 
     @property
     def slots(self) -> int:
@@ -49,6 +50,7 @@ class Bank:
         self.numel = sum(sizes)
         index = zip(accumulate(sizes, initial=0), map(module_key, shapes), strict=False)
         self._index = torch.tensor(list(index), device=device)
+        self.ranks = torch.full((slots,), self.r, dtype=torch.int32, device=device)
         self.parameters, self.gradients, self.first, self.second = (
             torch.zeros(slots, self.numel, dtype=dtype, device=device) for _ in range(4)
         )
@@ -70,13 +72,14 @@ class Bank:
     def prefix(self, n: int) -> tuple[Views, Views]:
         """The weights and gradients of the first `n` slots, in place."""
         if n not in self._prefixes:
-            self._prefixes[n] = self._views(self.compute[:n]), self._views(self.gradients[:n])
+            self._prefixes[n] = (self._views(self.compute[:n], self.ranks[:n]),
+                                 self._views(self.gradients[:n], self.ranks[:n]))
         return self._prefixes[n]
 
     def gathered(self, slots: Sequence[int]) -> Views:
         """A copy of the weights of any slots."""
         index = torch.tensor(slots, device=self.compute.device)
-        return self._views(self.compute.index_select(0, index))
+        return self._views(self.compute.index_select(0, index), self.ranks.index_select(0, index))
 
     def round(self, n: int) -> None:
         """Makes the first `n` rows' new parameters visible to the layers."""
@@ -86,6 +89,7 @@ class Bank:
     def place(self, slot: int, factors: Factors) -> None:
         """Starts a slot from an adapter, with no gradient and no moments."""
         self.empty(slot)
+        self.ranks[slot] = max((a.shape[0] for a, _ in factors.values()), default=self.r)
         row = self._views(self.parameters[slot : slot + 1])
         for a, b, name in zip(row.a, row.b, self.shapes, strict=True):
             if name in factors:
@@ -104,11 +108,12 @@ class Bank:
         """Zeroes a slot's rows: what was not finite is gone too."""
         for tensor in self.rows:
             tensor[slot].zero_()
+        self.ranks[slot] = self.r
         self._round_row(slot)
 
     def move(self, source: int, target: int) -> None:
         """Puts a slot's rows in the place of another one's."""
-        for tensor in self.rows:
+        for tensor in (*self.rows, self.ranks):
             tensor[target].copy_(tensor[source])
         self._round_row(target)
         self.empty(source)
@@ -126,6 +131,7 @@ class Bank:
     ) -> None:
         """Takes back what `saved` gave, bit for bit."""
         self.empty(slot)
+        self.ranks[slot] = r
         for kind, row in self._kept().items():
             pieces = self._pieces(row, slot, r, targets)
             sizes = [piece.numel() for piece in pieces]
@@ -155,6 +161,7 @@ class Bank:
             for k in range(len(self.shapes)):
                 wide.a[k][:, : self.r].copy_(narrow.a[k])
                 wide.b[k][:, :, : self.r].copy_(narrow.b[k])
+        wider.ranks.copy_(self.ranks)  # an empty slot's is set when it is filled
         wider.round(self.slots)
         return wider
 
@@ -162,14 +169,14 @@ class Bank:
         if self.compute is not self.parameters:
             self.compute[slot].copy_(self.parameters[slot])
 
-    def _views(self, flat: Tensor) -> Views:
+    def _views(self, flat: Tensor, ranks: Tensor | None = None) -> Views:
         a, b, start = [], [], 0
         for d_in, d_out in self.shapes.values():
             middle, end = start + self.r * d_in, start + self.r * (d_in + d_out)
             a.append(flat[:, start:middle].view(-1, self.r, d_in))
             b.append(flat[:, middle:end].view(-1, d_out, self.r))
             start = end
-        return Views(flat, tuple(a), tuple(b), self._index)
+        return Views(flat, tuple(a), tuple(b), self._index, self.ranks if ranks is None else ranks)
 
 
 def shapes_of(layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:

@@ -52,7 +52,6 @@ class Clock:
         self.forward, self._replays = forward, replays
         device, slots, dtype = base.device, bank.slots, bank.parameters.dtype
         self.losses = torch.zeros(slots, dtype=dtype, device=device)  # of batches under way
-        self.ranks = torch.zeros(slots, dtype=torch.int32, device=device)
         self.scales = torch.zeros(slots, dtype=dtype, device=device)  # alpha / r over 1 - p
         self.rates = torch.zeros(slots, dtype=torch.float64, device=device)  # of dropout
         self.starts = torch.zeros(slots, dtype=torch.int32, device=device)  # of dropout's keys
@@ -64,7 +63,6 @@ class Clock:
         rate = seat.trial.lora.dropout
         self._drops = self._drops or rate > 0
         self.losses[seat.slot] = 0.0
-        self.ranks[seat.slot] = seat.trial.lora.r
         self.scales[seat.slot] = seat.scale / (1.0 - rate)
         self.rates[seat.slot] = rate
         self.starts[seat.slot] = seed_key(seat.trial.seed)
@@ -143,8 +141,7 @@ class Clock:
 
         assert samples.tiles is not None and samples.starts is not None
         return RaggedProducts(
-            tokens=shape.tokens, tiles=samples.tiles, starts=samples.starts, ranks=self.ranks,
-            scales=self.scales,
+            tokens=shape.tokens, tiles=samples.tiles, starts=samples.starts, scales=self.scales,
             keys=keys, thresholds=torch.round(self.rates * 65536).to(torch.int32),
         )
 
@@ -181,7 +178,7 @@ class Clock:
 
     def move(self, source: int, target: int) -> None:
         """Takes a slot's numbers along when its rows of the bank move."""
-        for vector in (self.losses, self.ranks, self.scales, self.rates, self.starts):
+        for vector in (self.losses, self.scales, self.rates, self.starts):
             vector[target] = vector[source]
         self.optimizer.move(source, target)
         self.losses[source] = 0.0

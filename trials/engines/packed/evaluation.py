@@ -113,11 +113,9 @@ class PackedEvaluation:
             return PaddedProducts(scale=sent(scales[:, None, None], self._device))
         from trials.engines.packed.cuda.ragged import Ragged as RaggedProducts
 
-        ranks = torch.zeros(bank.slots, dtype=torch.int32)
-        scales = torch.zeros(bank.slots, dtype=dtype)
+        every = torch.zeros(bank.slots, dtype=dtype)
         for seat in seats:
-            ranks[seat.slot], scales[seat.slot] = seat.trial.lora.r, seat.scale
+            every[seat.slot] = seat.scale
         assert samples.tiles is not None and samples.starts is not None
         tokens = samples.input_ids.numel()
-        return RaggedProducts(tokens, samples.tiles, samples.starts, sent(ranks, self._device),
-                              sent(scales, self._device))
+        return RaggedProducts(tokens, samples.tiles, samples.starts, sent(every, self._device))

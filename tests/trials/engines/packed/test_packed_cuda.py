@@ -53,7 +53,6 @@ def ragged(dtype: torch.dtype, rates: Tensor, keys: Tensor | None) -> Any:
     return Ragged(
         tokens=TOKENS, tiles=torch.tensor(pieces, dtype=torch.int32, device="cuda"),
         starts=torch.tensor(SEGMENTS, dtype=torch.int32, device="cuda"),
-        ranks=torch.tensor(RANKS, dtype=torch.int32, device="cuda"),
         scales=torch.tensor([1.0, 2.0, 0.5, 0.7], device="cuda"), keys=keys,
         thresholds=torch.round(rates * 65536).to(torch.int32),
     )
@@ -72,6 +71,7 @@ def test_products_end_to_end_are_those_of_each_slot_alone(
     bank = Bank(SHAPES, slots=4, r=r, device=torch.device("cuda"), compute=dtype)
     bank.parameters.normal_().mul_(0.1)
     bank.gradients.normal_()
+    bank.ranks.copy_(torch.tensor(RANKS))
     for views in (bank._views(bank.parameters), bank._views(bank.gradients)):
         for a, b, slot in ((a, b, k) for a, b in zip(views.a, views.b, strict=True)
                            for k in range(4)):

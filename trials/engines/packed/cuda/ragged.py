@@ -36,7 +36,6 @@ class Ragged:
     tokens: int  # all of them, those that belong to no slot included
     tiles: Tensor  # int32 [tiles, 3]: slot, first token, tokens; see `kernels.py`
     starts: Tensor  # int32 [slots + 1]: slot k has the tokens starts[k] .. starts[k + 1] - 1
-    ranks: Tensor  # int32 [slots]: each one's own, of the bank's
     scales: Tensor  # fp32 [slots]
     keys: Tensor | None = None  # int32 [T] of keyed dropout; None: no slot drops anything
     thresholds: Tensor | None = None  # int32 [slots]: dropout in 1/65536
@@ -48,10 +47,11 @@ class Ragged:
         s = x.new_empty(len(group.keys), len(x), r)
         ranks = _ranks(r)
         kernels.down[self._grid(DOWN, r, ranks, modules=len(s))](
-            _words(x), _words(weights.flat), s, weights.index, group.first, self.tiles, self.ranks,
-            self.scales, *self._drops(), x.stride(0) // 2, weights.flat.stride(0) // 2,
-            s.stride(0), pairs, MODULES=len(s), R=r, DROPS=self.keys is not None,
-            DTYPE=TYPES[x.dtype], RANKS=ranks, PARTS=TILE // DOWN["ROWS"], **DOWN,
+            _words(x), _words(weights.flat), s, weights.index, group.first, self.tiles,
+            weights.ranks, self.scales, *self._drops(), x.stride(0) // 2,
+            weights.flat.stride(0) // 2, s.stride(0), pairs, MODULES=len(s), R=r,
+            DROPS=self.keys is not None, DTYPE=TYPES[x.dtype], RANKS=ranks,
+            PARTS=TILE // DOWN["ROWS"], **DOWN,
         )
         return s
 
@@ -64,7 +64,7 @@ class Ragged:
             columns, r = b.shape[1:]
             y = s.new_empty(self.tokens, columns)
             kernels.up[self._grid(UP, columns, UP["STEP"])](
-                y, own_s, b, y if bias is None else bias, self.tiles, self.ranks, b.stride(0),
+                y, own_s, b, y if bias is None else bias, self.tiles, weights.ranks, b.stride(0),
                 columns, R=r, BIASED=bias is not None, DTYPE=TYPES[y.dtype],
                 PARTS=TILE // UP["ROWS"], **UP,
             )
@@ -82,7 +82,7 @@ class Ragged:
             columns = b.shape[1]
             partial = own_s.new_empty(-(-columns // BACK["STEP"]), *own_s.shape, dtype=exact)
             kernels.back[(len(partial), -(-r // ranks), slots)](
-                dy, b, own_s, gb, partial, self.starts, self.ranks, self.scales, dy.stride(0),
+                dy, b, own_s, gb, partial, self.starts, weights.ranks, self.scales, dy.stride(0),
                 b.stride(0), gb.stride(0), partial.stride(0), columns, R=r, RANKS=ranks, **BACK,
             )
             kernels.summed[(-(-own_ds.numel() // SUM),)](
@@ -95,10 +95,10 @@ class Ragged:
         slots, r, pairs = len(self.starts) - 1, ds.shape[2], x.shape[1] // 2
         ranks = _ranks(r)
         kernels.back_a[(-(-pairs // BACK_A["STEP"]) * len(ds), -(-r // ranks), slots)](
-            gradients.flat, ds, _words(x), gradients.index, group.first, self.starts, self.ranks,
-            *self._drops(), x.stride(0) // 2, gradients.flat.stride(0), ds.stride(0), pairs,
-            MODULES=len(ds), R=r, DROPS=self.keys is not None, DTYPE=TYPES[x.dtype],
-            RANKS=ranks, **BACK_A,
+            gradients.flat, ds, _words(x), gradients.index, group.first, self.starts,
+            gradients.ranks, *self._drops(), x.stride(0) // 2, gradients.flat.stride(0),
+            ds.stride(0), pairs, MODULES=len(ds), R=r, DROPS=self.keys is not None,
+            DTYPE=TYPES[x.dtype], RANKS=ranks, **BACK_A,
         )
 
     def back_input(self, ds: Tensor, weights: Views, group: Group) -> Tensor:
@@ -106,7 +106,7 @@ class Ragged:
         dx, pairs = ds.new_empty(self.tokens, columns), columns // 2
         kernels.back_input[self._grid(BACK_INPUT, pairs, BACK_INPUT["STEP"])](
             _words(dx), ds, _words(weights.flat), weights.index, group.first, self.tiles,
-            self.ranks, *self._drops(), weights.flat.stride(0) // 2, ds.stride(0), pairs,
+            weights.ranks, *self._drops(), weights.flat.stride(0) // 2, ds.stride(0), pairs,
             MODULES=len(ds), R=r, DROPS=self.keys is not None, DTYPE=TYPES[dx.dtype],
             PARTS=TILE // BACK_INPUT["ROWS"], **BACK_INPUT,
         )
