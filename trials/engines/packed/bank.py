@@ -1,8 +1,8 @@
 """The bank: the adapters of all slots with their gradients and moments, one flat row per slot.
 
-A row is the A `[r, d_in]` and B `[d_out, r]` of every module, end to end; `r` is the bank's width.
-A smaller rank fills the first rows of A and columns of B, and a module that the trial does not
-target is 0: AdamW with weight decay keeps such entries exactly 0, so nothing needs a mask. What
+A row is the A `[r, d_in]` and B^T `[r, d_out]` of every module, end to end; `r` is the bank's
+width. A smaller rank fills the first rows of each, and a module that the trial does not target is
+0: AdamW with weight decay keeps such entries exactly 0, so nothing needs a mask. What
 works on whole adapters (clipping, optimizers, emptying) works on rows and knows no modules.
 """
 
@@ -12,12 +12,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trials.dropout import module_key
 
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)  # widths; wider ones are multiples of the last
+CHANGED, SUMMED = 4096, 16384  # numbers that a program of the optimizer's kernels takes
 Shapes = Mapping[str, tuple[int, int]]  # module path -> d_in, d_out
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # module path -> A [r, d_in], B [d_out, r]
 
@@ -58,6 +60,8 @@ class Bank:
         same = compute == dtype
         self.compute = self.parameters if same else self.parameters.to(compute)
         self._prefixes: dict[int, tuple[Views, Views]] = {}
+        self.pieces = {size: _pieces(self.shapes, self.r, size).to(device)
+                       for size in (CHANGED, SUMMED)}
 
     @property
     def fused(self) -> bool:
@@ -174,9 +178,21 @@ class Bank:
         for d_in, d_out in self.shapes.values():
             middle, end = start + self.r * d_in, start + self.r * (d_in + d_out)
             a.append(flat[:, start:middle].view(-1, self.r, d_in))
-            b.append(flat[:, middle:end].view(-1, d_out, self.r))
+            b.append(flat[:, middle:end].view(-1, self.r, d_out).mT)
             start = end
         return Views(flat, tuple(a), tuple(b), self._index, self.ranks if ranks is None else ranks)
+
+
+def _pieces(shapes: Shapes, r: int, size: int) -> Tensor:
+    """A row in pieces of at most so many numbers, none over two factors: int64 `[pieces, 3]`,
+    where each begins, how many they are, and the first rank that any of them belongs to."""
+    widths = np.array(list(shapes.values()), dtype=np.int64).ravel()
+    counts = -(-widths * r // size)
+    width = np.repeat(widths, counts)
+    place = size * (np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts))
+    start = np.repeat((widths * r).cumsum() - widths * r, counts) + place
+    table = np.stack([start, np.minimum(size, width * r - place), place // width], axis=1)
+    return torch.from_numpy(table)
 
 
 def shapes_of(layers: Mapping[str, nn.Module]) -> dict[str, tuple[int, int]]:

@@ -58,6 +58,16 @@ def ragged(dtype: torch.dtype, rates: Tensor, keys: Tensor | None) -> Any:
     )
 
 
+def fill_own_ranks(bank: Bank) -> None:
+    """Leaves of each slot what its own ranks fill."""
+    bank.ranks.copy_(torch.tensor(RANKS))
+    for rows in bank.rows:
+        views = bank._views(rows)
+        for a, b in zip(views.a, views.b, strict=True):
+            for slot, rank in enumerate(RANKS):
+                a[slot, rank:], b[slot, :, rank:] = 0.0, 0.0
+
+
 @pytest.mark.parametrize(
     ("dtype", "r", "drops", "modules"),
     [*((torch.bfloat16, r, True, ("q", "k", "v")) for r in (8, 16, 64, 128)),
@@ -71,11 +81,7 @@ def test_products_end_to_end_are_those_of_each_slot_alone(
     bank = Bank(SHAPES, slots=4, r=r, device=torch.device("cuda"), compute=dtype)
     bank.parameters.normal_().mul_(0.1)
     bank.gradients.normal_()
-    bank.ranks.copy_(torch.tensor(RANKS))
-    for views in (bank._views(bank.parameters), bank._views(bank.gradients)):
-        for a, b, slot in ((a, b, k) for a, b in zip(views.a, views.b, strict=True)
-                           for k in range(4)):
-            a[slot, RANKS[slot] :], b[slot, :, RANKS[slot] :] = 0.0, 0.0
+    fill_own_ranks(bank)
     bank.round(4)
     group = Group(1, tuple(map(module_key, modules)))
     x = torch.randn(TOKENS, SHAPES["q"][0], device="cuda").to(dtype)
@@ -177,12 +183,13 @@ def test_losses_and_their_gradient_take_the_logits_place(columns: int) -> None:
 
 def test_the_fused_optimizer_makes_the_steps_of_the_plain_one() -> None:
     torch.manual_seed(0)
-    banks = [Bank({"m": (96, 160)}, slots=4, r=16, device=torch.device("cuda"),
+    banks = [Bank({"m": (96, 160), "n": (640, 1024)}, slots=4, r=16, device=torch.device("cuda"),
                   compute=torch.bfloat16) for _ in range(2)]
     for tensor, other in zip(banks[0].rows, banks[1].rows, strict=True):
         tensor.copy_(torch.randn_like(tensor).abs())
         other.copy_(tensor)
     for bank in banks:
+        fill_own_ranks(bank)
         bank.gradients[1, 7] = float("nan")
         bank.round(4)
     before = [row.clone() for row in banks[0].rows]

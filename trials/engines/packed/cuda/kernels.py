@@ -132,9 +132,9 @@ def up(
         some = (rank < R) & (count > 0)
         left = tl.load(s + rows[:, None] * R + rank[None, :],
                        mask=live[:, None] & some[None, :], other=0.0)
-        right = tl.load(b + slot * b_slot + column[:, None] * R + rank[None, :],
-                        mask=inside[:, None] & some[None, :], other=0.0)
-        total = tl.dot(left, tl.trans(right), total)
+        right = tl.load(b + slot * b_slot + rank[:, None] * columns + column[None, :],
+                        mask=some[:, None] & inside[None, :], other=0.0)
+        total = tl.dot(left, right, total)
     tl.store(y + rows[:, None] * columns + column[None, :], total.to(DTYPE),
              mask=live[:, None] & inside[None, :])
 
@@ -154,8 +154,8 @@ def back(
     if (start >= end) | (own <= 0):
         return
     chunk = tl.program_id(1) * RANKS
-    b += slot * b_slot + chunk
-    gb += slot * gb_slot + chunk
+    b += slot * b_slot + chunk * columns
+    gb += slot * gb_slot + chunk * columns
     partial += tl.program_id(0).to(tl.int64) * partial_stride + chunk
     scale = tl.load(scales + slot)
     if RANKS > 16 and own <= 16:
@@ -176,9 +176,9 @@ def _back(
 ):
     column, rank = tl.program_id(0) * STEP + tl.arange(0, STEP), tl.arange(0, RANKS)
     inside, some = column < columns, rank < R
-    own, there = column[:, None] * R + rank[None, :], inside[:, None] & some[None, :]
-    factors = tl.load(b + own, mask=there, other=0.0)
-    total = tl.zeros((STEP, RANKS), tl.float32)
+    own, there = rank[:, None] * columns + column[None, :], some[:, None] & inside[None, :]
+    factors = tl.trans(tl.load(b + own, mask=there, other=0.0))
+    total = tl.zeros((RANKS, STEP), tl.float32)
     for first in range(start, end, ROWS):
         rows = (first + tl.arange(0, ROWS)).to(tl.int64)
         live = rows < end
@@ -186,7 +186,7 @@ def _back(
                        mask=live[:, None] & inside[None, :], other=0.0)
         place, known = rows[:, None] * R + rank[None, :], live[:, None] & some[None, :]
         right = tl.load(s + place, mask=known, other=0.0)
-        total = tl.dot(tl.trans(left), right, total)
+        total = tl.dot(tl.trans(right), left, total)
         made = tl.dot(left, factors) * scale
         tl.store(partial + place, made.to(partial.dtype.element_ty), mask=known)
     tl.store(gb + own, tl.load(gb + own, mask=there, other=0.0) + total, mask=there)
@@ -347,32 +347,39 @@ def losses(
 
 
 @triton.jit
-def squares(g, partial, due, NUMEL, BLOCKS: tl.constexpr, SIZE: tl.constexpr):
-    """Sums of squares of each due row's parts, 0 of the others; grid (parts, rows)."""
-    part, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    total = tl.zeros((SIZE,), tl.float32)
-    if tl.load(due + row) > 0:
-        for block in range(BLOCKS):
-            place = (part.to(tl.int64) * BLOCKS + block) * SIZE + tl.arange(0, SIZE)
-            value = tl.load(g + row * NUMEL + place, mask=place < NUMEL, other=0.0)
+def squares(g, partial, pieces, ranks, due, NUMEL, SIZE: tl.constexpr, STEP: tl.constexpr):
+    """Sums of squares of each due row's pieces, 0 of the others; grid (pieces, rows)."""
+    piece, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    start, count = tl.load(pieces + 3 * piece), tl.load(pieces + 3 * piece + 1)
+    filled = tl.load(pieces + 3 * piece + 2) < tl.load(ranks + row)
+    g += row * NUMEL + tl.multiple_of(start, 8)  # ranks and widths are no less
+    total = tl.zeros((STEP,), tl.float32)
+    if filled & (tl.load(due + row) > 0):
+        for first in range(0, SIZE, STEP):
+            place = first + tl.arange(0, STEP)
+            value = tl.load(g + place, mask=place < count, other=0.0)
             total += value * value
-    tl.store(partial + row * tl.num_programs(0) + part, tl.sum(total))
+    tl.store(partial + row * tl.num_programs(0) + piece, tl.sum(total))
 
 
 @triton.jit
 def update(
-    p, g, m, v, compute, coefficients, epsilon, NUMEL,
+    p, g, m, v, compute, pieces, ranks, coefficients, epsilon, NUMEL,
     COUNT: tl.constexpr, SIZE: tl.constexpr, DTYPE: tl.constexpr,
 ):
-    """One step of the due rows by `optim.COEFFICIENTS`; their gradients become 0."""
-    row = tl.program_id(1).to(tl.int64)
+    """One step of the due rows by `optim.COEFFICIENTS`; their gradients become 0.
+
+    Grid (pieces, rows). What no rank of a row fills is 0 and stays so.
+    """
+    piece, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     own = coefficients + row * COUNT
-    if tl.load(own) == 0:  # not due
+    filled = tl.load(pieces + 3 * piece + 2) < tl.load(ranks + row)
+    if (tl.load(own) == 0) | (filled == 0):  # not due
         return
-    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    inside = place < NUMEL
-    place += row * NUMEL
+    place = tl.arange(0, SIZE)
+    inside = place < tl.load(pieces + 3 * piece + 1)
     clip = tl.load(own + 1)
+    place += row * NUMEL + tl.multiple_of(tl.load(pieces + 3 * piece), 8)
     # A row to be left alone has clip 0: nothing that is not finite may meet a coefficient.
     gradient = tl.where(clip == 0, 0.0, tl.load(g + place, mask=inside, other=0.0) * clip)
     first = tl.load(m + place, mask=inside, other=0.0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from trials.engines.packed.bank import CHANGED, SUMMED
 from trials.engines.packed.cuda import kernels
 from trials.engines.packed.cuda.ragged import TYPES
 from trials.training.optimizers import EPSILON
@@ -15,8 +16,7 @@ if TYPE_CHECKING:
     from trials.engines.packed.bank import Bank
 
 LOSSES = {"LANES": 1024, "EACH": 8, "num_warps": 32}
-SIZE, BLOCKS = 1024, 16  # elements of a block, and blocks that one program of `norms` sums
-STEP = 4096  # elements that one program of `update` changes
+STEP = 1024  # numbers that a program of `norms` sums at once
 
 
 def losses(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -34,10 +34,11 @@ def losses(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 def norms(bank: Bank, due: Tensor) -> Tensor:
     """The gradient norms `[n]` of the rows where `due` is 1; 0 of the others."""
-    parts = -(-bank.numel // (SIZE * BLOCKS))
-    partial = bank.gradients.new_empty(len(due), parts)
-    kernels.squares[(parts, len(due))](
-        bank.gradients, partial, due, bank.numel, BLOCKS=BLOCKS, SIZE=SIZE, num_warps=4
+    pieces = bank.pieces[SUMMED]
+    partial = bank.gradients.new_empty(len(due), len(pieces))
+    kernels.squares[(len(pieces), len(due))](
+        bank.gradients, partial, pieces, bank.ranks, due, bank.numel, SIZE=SUMMED, STEP=STEP,
+        num_warps=4,
     )
     return partial.sum(1).sqrt()
 
@@ -45,7 +46,8 @@ def norms(bank: Bank, due: Tensor) -> Tensor:
 def update(bank: Bank, coefficients: Tensor) -> None:
     """One step of the due rows by `optim.COEFFICIENTS`, fp32 `[n, ...]`; their gradients are 0."""
     n, count = coefficients.shape
-    kernels.update[(-(-bank.numel // STEP), n)](
-        *bank.rows, bank.compute, coefficients, EPSILON, bank.numel, COUNT=count, SIZE=STEP,
-        DTYPE=TYPES[bank.compute.dtype], num_warps=4,
+    pieces = bank.pieces[CHANGED]
+    kernels.update[(len(pieces), n)](
+        *bank.rows, bank.compute, pieces, bank.ranks, coefficients, EPSILON, bank.numel,
+        COUNT=count, SIZE=CHANGED, DTYPE=TYPES[bank.compute.dtype], num_warps=4,
     )
