@@ -82,7 +82,7 @@ class Padded:
     ) -> Tensor:
         products = []
         for place, dy, own in zip(group.places, map(self._by_slot, dys), s, strict=True):
-            _add_product(gradients.b[place], dy.mT, self._by_slot(own))
+            _add_product(gradients.b[place].mT, self._by_slot(own).mT, dy)  # as it lies in memory
             products.append(torch.bmm(dy, weights.b[place]))
         return self._scaled(products)
 
