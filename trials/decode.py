@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers.cache_utils import Cache, StaticLayer
 
+from trials.base.devices import recording_stream
+
 RESCALED = ("dynamic", "longrope")  # kinds of rotary positions
 LOOK = 8  # steps between two looks at whether every row has ended
 
@@ -60,7 +62,7 @@ def decoded(
         token.copy_(_next(model, token, mask, place, cache))
 
     step()
-    again = _recorded(step) if records and most > 2 else step
+    again = _recorded(step, ids.device) if records and most > 2 else step
     made = 1
     while made < most and not (made % LOOK == 0 and _ended(written[:, :made], ends)):
         again()
@@ -80,9 +82,10 @@ def _ended(written: Tensor, ends: Sequence[int]) -> bool:
     return bool(torch.isin(written, written.new_tensor(ends)).any(1).all())
 
 
-def _recorded(step: Callable[[], None]) -> Callable[[], Any]:
-    """The step as a CUDA graph of the current device; it is not done here."""
+def _recorded(step: Callable[[], None], device: torch.device) -> Callable[[], Any]:
+    """The step as a CUDA graph; it is not done here."""
     graph: Any = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    stream = recording_stream(device)
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         step()
     return graph.replay  # type: ignore[no-any-return]

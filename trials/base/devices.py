@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -47,6 +48,12 @@ def compute_dtype(device: torch.device, asked: str) -> str:
             "than fp32). Type model.dtype=fp32, or model.dtype=auto."
         )
     return _cpu_dtype() if asked == "auto" else asked
+
+
+@cache
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """Where CUDA graphs of the device are recorded: torch's own is of whichever came first."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def device_facts(device: torch.device, dtype: str) -> DeviceFacts:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trials.base.devices import recording_stream
 from trials.engines.packed.later import sent
 
 MOST = 48  # recordings at once; shapes beyond them are simply done
@@ -63,6 +64,7 @@ class Replays:
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool):
+        stream = recording_stream(self._device)
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
             result = work(buffers)
         return _Recording(graph, buffers, result)

@@ -80,7 +80,8 @@ class PaddedShapes:
 class RaggedShapes:
     """Rows end to end: all slots' whole batches where they fit, else the same share of each.
 
-    Where not even one row of each fits, slots take turns.
+    What the shares leave, being whole rows, is filled with more of them; slots take turns at that,
+    and where not even one row of each fits.
     """
 
     def __init__(self, slots: int, tokens: int, longest: int) -> None:
@@ -90,20 +91,24 @@ class RaggedShapes:
 
     def choose(self, seats: Sequence[Seat]) -> tuple[Ragged, Counts]:
         turn = self._turn % len(seats)
+        self._turn += 1
         seats = [*seats[turn:], *seats[:turn]]
         share = _level([seat.left for seat in seats], self.tokens)
-        rows: Counts = {}
-        tokens = count = targets = 0
+        rows, free = {seat.slot: 0 for seat in seats}, self.tokens
         for seat in seats:
             parts = math.ceil(seat.left / share)
             given = seat.rows_within(min(share, seat.left / parts + self._longest / 2))
-            _, more, marked = seat.widths(given)
-            if rows and tokens + more > self.tokens:
-                continue
-            rows[seat.slot] = given
-            tokens, targets, count = tokens + more, targets + marked, count + given
-        self._turn += 1 if len(rows) < len(seats) else 0
-        return self._shape(tokens, count, targets), {**{s.slot: 0 for s in seats}, **rows}
+            _, tokens, _ = seat.widths(given)
+            if tokens <= free or free == self.tokens:
+                rows[seat.slot], free = given, free - tokens
+        targets = 0
+        for seat in seats:
+            if rows[seat.slot]:
+                _, tokens, _ = seat.widths(rows[seat.slot])
+                rows[seat.slot] = seat.rows_within(tokens + max(0, free))
+                _, more, marked = seat.widths(rows[seat.slot])
+                free, targets = free - (more - tokens), targets + marked
+        return self._shape(self.tokens - free, sum(rows.values()), targets), rows
 
     def rehearsed(self, tokens: int, corpus: Corpus) -> tuple[Ragged, list[Rows | None]]:
         shortest = np.array([corpus.lengths.argmin()])

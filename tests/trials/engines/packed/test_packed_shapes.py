@@ -67,6 +67,19 @@ def test_a_fair_share_where_they_do_not(tiny: Tiny, engine: PackedEngine) -> Non
     assert abs(steps[1][-1] - steps[2][-1]) <= 2  # and equal ones go on alike
 
 
+def test_a_clock_has_no_place_left_for_a_row_that_waits(tiny: Tiny, engine: PackedEngine) -> None:
+    shapes, waiting = RaggedShapes(8, 512, engine.corpus.longest), seats(tiny, engine, *[16] * 8)
+    clocks = 0
+    while sum(seat.left for seat in waiting) > 512:
+        _, rows = shapes.choose(waiting)
+        taken = sum(int(engine.corpus.lengths[seat.take(rows[seat.slot])[0].examples].sum())
+                    for seat in waiting)
+        waiting = [seat for seat in waiting if seat.left]
+        assert 512 - taken < min(seat.widths(1)[0] for seat in waiting)
+        clocks += 1
+    assert clocks > 1
+
+
 def test_slots_take_turns_where_single_rows_do_not_fit(tiny: Tiny, engine: PackedEngine) -> None:
     longest = engine.corpus.longest
     shapes = RaggedShapes(24, longest, longest)

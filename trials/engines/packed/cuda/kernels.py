@@ -347,12 +347,22 @@ def losses(
 
 
 @triton.jit
+def _piece(pieces, piece):
+    """Where a piece of `bank.pieces` begins, its numbers and its first rank.
+
+    A width is a multiple of 8; said of both, eight numbers are read at once.
+    """
+    start, count = tl.load(pieces + 3 * piece), tl.load(pieces + 3 * piece + 1)
+    return tl.multiple_of(start, 8), tl.multiple_of(count, 8), tl.load(pieces + 3 * piece + 2)
+
+
+@triton.jit
 def squares(g, partial, pieces, ranks, due, NUMEL, SIZE: tl.constexpr, STEP: tl.constexpr):
     """Sums of squares of each due row's pieces, 0 of the others; grid (pieces, rows)."""
     piece, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    start, count = tl.load(pieces + 3 * piece), tl.load(pieces + 3 * piece + 1)
-    filled = tl.load(pieces + 3 * piece + 2) < tl.load(ranks + row)
-    g += row * NUMEL + tl.multiple_of(start, 8)  # ranks and widths are no less
+    start, count, first_rank = _piece(pieces, piece)
+    filled = first_rank < tl.load(ranks + row)
+    g += row * NUMEL + start
     total = tl.zeros((STEP,), tl.float32)
     if filled & (tl.load(due + row) > 0):
         for first in range(0, SIZE, STEP):
@@ -373,13 +383,13 @@ def update(
     """
     piece, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     own = coefficients + row * COUNT
-    filled = tl.load(pieces + 3 * piece + 2) < tl.load(ranks + row)
-    if (tl.load(own) == 0) | (filled == 0):  # not due
+    start, count, first_rank = _piece(pieces, piece)
+    if (tl.load(own) == 0) | (first_rank >= tl.load(ranks + row)):  # not due, or nothing there
         return
     place = tl.arange(0, SIZE)
-    inside = place < tl.load(pieces + 3 * piece + 1)
+    inside = place < count
     clip = tl.load(own + 1)
-    place += row * NUMEL + tl.multiple_of(tl.load(pieces + 3 * piece), 8)
+    place += row * NUMEL + start
     # A row to be left alone has clip 0: nothing that is not finite may meet a coefficient.
     gradient = tl.where(clip == 0, 0.0, tl.load(g + place, mask=inside, other=0.0) * clip)
     first = tl.load(m + place, mask=inside, other=0.0)
