@@ -20,7 +20,7 @@ DROPOUT = 0.05
 RATE = 1e-4
 TICKS = 400  # of a trial: more than any window sees
 MIXED = {"r": (8, 16, 32, 64), "batch_size": (2, 4, 8, 16)}
-MIXED_TICK = 8  # times as far apart as those of even trials, which tick together
+MIXED_TICK = 4  # times as far apart as those of even trials, which tick together
 
 
 @dataclass(frozen=True, kw_only=True)
