@@ -22,6 +22,7 @@ from tests.benchmarks.roofline import Rates
 from trials.contract import from_json, to_json
 
 ROOT = Path(__file__).parents[2]
+FOLDER = Path(tempfile.gettempdir()) / "qlora-sweep-benchmarks"  # bases and data, by default
 LOOK_S = 0.2
 LOG_LINES = 3  # of the log, shown where a process ends without a word
 

@@ -22,7 +22,6 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from typing import Any
 
 from tests.benchmarks import tables
 from tests.benchmarks.case import Case
-from tests.benchmarks.launch import Found, made_base, measured_rates, run_case
+from tests.benchmarks.launch import FOLDER, Found, made_base, measured_rates, run_case
 from tests.benchmarks.roofline import Load, Rates
 from tests.benchmarks.shapes import SHAPES, log_uniform, write_rows
 from trials.contract import to_json
@@ -42,7 +41,7 @@ DEFAULT = {
     "speed": ["plain-1", "plain-8", "plain-16", "trl-1", "trl-8", "trl-16", "packed-1",
               "packed-eager", "packed-compiled"],
     "mixed": ["packed", "mixed"],
-    "memory": [],
+    "memory": ["added", "fits"],
 }
 TITLES = {
     "speed": "Trial-steps per second",
@@ -96,7 +95,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.packed_speed")
     parser.add_argument("--table", default="speed", choices=list(DEFAULT))
     parser.add_argument("--shapes", nargs="+", default=["0.5B", "1B"], choices=list(SHAPES))
-    parser.add_argument("--cases", nargs="+", help="plain-N trl-N packed packed-N mixed ...")
+    parser.add_argument("--cases", nargs="+",
+                        help="plain-N trl-N packed packed-N mixed ...; of memory: added fits")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE",
                         help="of the packed engine, for every case; may be repeated")
     parser.add_argument("--device", default="cuda:0")
@@ -107,8 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget-s", type=float, default=540.0, help="the most for all")
     parser.add_argument("--capacities", type=int, nargs=2, default=[2, 6],
                         help="of the memory table: a trial more is their difference")
-    parser.add_argument("--folder", type=Path,
-                        default=Path(tempfile.gettempdir()) / "qlora-sweep-benchmarks",
+    parser.add_argument("--folder", type=Path, default=FOLDER,
                         help="where bases and data are kept for the next time")
     parser.add_argument("--json", type=Path, help="a file that gets a line for each case")
     given = parser.parse_args()
@@ -214,18 +213,24 @@ def _found(bench: Bench, case: Case) -> Found:
 
 def memory(bench: Bench, name: str) -> tuple[str, list[Found]]:
     """What a trial more takes, and what fits into smaller devices."""
-    added = [(r, kept, [measure(bench, case) for case in cases])
-             for r, kept, cases in added_cases(bench, name)]
-    fitting = [(gib, measure(bench, case)) for gib, case in fitting_cases(bench, name)]
-    few, many = bench.given.capacities
-    columns = ["r", "checkpointing", f"{few} trials, GiB", f"{many} trials, GiB", "a trial, GiB"]
-    rows = [[str(r), "on" if kept else "off", *peaks(pair)] for r, kept, pair in added]
-    fits = ["device", "r", "checkpointing", "trials", "trial-steps/s", "tokens/s", "process GiB"]
-    text = "\n".join([f"### {name}: peak memory allocated in the window\n",
-                      tables.table(columns, rows),
-                      f"### {name}: what fits\n",
-                      tables.table(fits, [fit_row(gib, found) for gib, found in fitting])])
-    return text, [f for *_, pair in added for f in pair] + [found for _, found in fitting]
+    lines, founds = [], []
+    if "added" in bench.given.cases:
+        added = [(r, kept, [measure(bench, case) for case in cases])
+                 for r, kept, cases in added_cases(bench, name)]
+        few, many = bench.given.capacities
+        columns = ["r", "checkpointing", f"{few} trials, GiB", f"{many} trials, GiB",
+                   "a trial, GiB"]
+        rows = [[str(r), "on" if kept else "off", *peaks(pair)] for r, kept, pair in added]
+        lines += [f"### {name}: peak memory allocated in the window\n", tables.table(columns, rows)]
+        founds += [found for *_, pair in added for found in pair]
+    if "fits" in bench.given.cases:
+        fitting = [(gib, measure(bench, case)) for gib, case in fitting_cases(bench, name)]
+        columns = ["device", "r", "checkpointing", "trials", "trial-steps/s", "tokens/s",
+                   "process GiB"]
+        rows = [fit_row(gib, found) for gib, found in fitting]
+        lines += [f"### {name}: what fits\n", tables.table(columns, rows)]
+        founds += [found for _, found in fitting]
+    return "\n".join(lines), founds
 
 
 def added_cases(bench: Bench, name: str) -> Iterator[tuple[int, bool, list[Case]]]:

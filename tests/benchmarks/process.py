@@ -17,6 +17,7 @@ from tests.benchmarks.case import Case, Measured, assignment, trial
 from tests.benchmarks.watch import Watch
 from trials.contract import InputError, from_json, to_json
 from trials.engines import engine_module
+from trials.training.limits import out_of_memory
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -33,7 +34,8 @@ def main() -> None:
         found = Measured(reason=str(error))
     except Exception as error:
         traceback.print_exc()
-        found = Measured(reason=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+        said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        found = Measured(reason="out of memory" if out_of_memory(error) else said)
     write(found, index, folder)
 
 

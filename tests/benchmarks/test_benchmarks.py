@@ -14,6 +14,7 @@ import torch
 
 from tests.benchmarks import tables
 from tests.benchmarks.case import MIXED, Case, Measured, Pace, trial
+from tests.benchmarks.clock_profile import KINDS, REST
 from tests.benchmarks.launch import Found, run_case
 from tests.benchmarks.process import run
 from tests.benchmarks.roofline import Load, Rates, base_flops, parts, step_seconds
@@ -241,3 +242,11 @@ def test_a_whole_sweep_is_timed(with_bases: Path) -> None:
     shown = rows(tool("whole_sweep", *words))["simulated-2"]
     assert shown[1] == "4 of 4"
     assert int(shown[2]) + int(shown[3]) == 4
+
+
+@pytest.mark.gpu
+def test_a_clocks_time_is_told_by_kind(with_bases: Path) -> None:
+    shown = rows(tool("clock_profile", "--shapes", "tiny", "--folder", str(with_bases)))
+    spent = {kind: float(shown[kind][0]) for kind in (*KINDS, REST, "gaps")}
+    assert min(spent[kind] for kind in ("products", "LoRA", "losses", "optimizer", REST)) > 0
+    assert sum(spent.values()) == pytest.approx(float(shown["all"][0]), abs=0.1)

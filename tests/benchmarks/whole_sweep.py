@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.benchmarks import tables
-from tests.benchmarks.launch import ROOT, Gauge, end_of, environment, made_base
+from tests.benchmarks.launch import FOLDER, ROOT, Gauge, end_of, environment, made_base
 from tests.benchmarks.packed_speed import say
 from tests.benchmarks.shapes import SHAPES, write_rows
 
@@ -90,8 +90,7 @@ def parse() -> argparse.Namespace:
                         help="likewise, of the packed ones alone")
     parser.add_argument("--limit-s", type=float, default=400.0, help="the most for one run")
     parser.add_argument("--budget-s", type=float, default=500.0, help="the most for all")
-    parser.add_argument("--folder", type=Path,
-                        default=Path(tempfile.gettempdir()) / "qlora-sweep-benchmarks",
+    parser.add_argument("--folder", type=Path, default=FOLDER,
                         help="where the base is kept for the next time")
     given = parser.parse_args()
     given.folder = given.folder.absolute()

@@ -83,8 +83,8 @@ def _sized(shared: TrlEngine, layers: Mapping[str, nn.Module], driver: Driver) -
 
 
 def _first(shared: TrlEngine, layers: Mapping[str, nn.Module], *, ragged: bool) -> Size:
-    mean = shared.data.facts.mean_length
-    return first_size(shared.base, layers, shared.assignment, ragged=ragged, mean_length=mean)
+    return first_size(shared.base, layers, shared.assignment, ragged=ragged,
+                      mean_length=shared.data.facts.mean_length)
 
 
 def _computes(engine: PackedEngine, driver: Driver) -> bool:
@@ -128,7 +128,7 @@ def _measured(engine: PackedEngine) -> Size:
     return fitted(
         engine.size, engine.shared.base, engine.layers, engine.shared.assignment,
         token_bytes=token, fixed_bytes=max(0.0, few - PROBES[0] * token) + engine.fixed_bytes,
-        longest=engine.corpus.longest,
+        longest=engine.corpus.longest, mean_length=engine.shared.data.facts.mean_length,
     )
 
 

@@ -25,13 +25,12 @@ from trials.training.limits import TRAINING_BYTES
 FIRST_R = 16  # the bank's width where nothing is said; a wider trial makes it wider
 CPU_SLOTS = 8
 MOST_SLOTS = 32
-ROWS = 4  # per slot and clock, that there should be room for
+ROWS = 4  # per slot and clock, that there is room for
 TOKENS = 16384  # of a clock, about: beyond it a GPU gains little speed
 BLOCK = 128  # tokens of a block of a product of matrices, of which a multiprocessor makes one
 COARSE = 512  # tokens: what the sizes of larger clocks are rounded up to
 SHARE = 0.9  # of the device's memory, by default
 RESIDENT_SHARE = 0.3  # of the free memory: the base is kept dequantised if that takes no more
-SLOTS_SHARE = 0.5  # of what remains, at most: the rest is for tokens
 SPARE = 2**30  # bytes for libraries and fragments
 LAG = 1  # clocks, on CUDA
 GIB = 2**30
@@ -101,7 +100,7 @@ def first_size(
 
 def fitted(
     size: Size, base: Base, layers: Mapping[str, nn.Module], assignment: Assignment, *,
-    token_bytes: float, fixed_bytes: float, longest: int,
+    token_bytes: float, fixed_bytes: float, longest: int, mean_length: float,
 ) -> Size:
     """The size that fits, given what a token costs; raises Refused where none does."""
     wanted = Wanted.of(assignment.engine)
@@ -126,7 +125,8 @@ def fitted(
             )
         slots = wanted.capacity
     else:
-        slots = min(size.slots, max(1, min(most, int(SLOTS_SHARE * free // slot))))
+        rows = ROWS * mean_length * token_bytes
+        slots = min(size.slots, max(1, min(most, int(free // (slot + rows)))))
     tokens = min(size.tokens, (free - slots * slot) // token_bytes)
     return replace(size, slots=slots, tokens=int(tokens))
 
