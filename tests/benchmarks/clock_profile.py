@@ -41,11 +41,13 @@ KINDS = {
     "attention": r"attend|flash|fmha|attention",
     "losses": r"^losses$|softmax",
     "optimizer": r"^(update|squares)$",
+    "dequantising": r"[dD]equantize",
     "products": r"nvjet|gemm|cutlass|xmma",
 }
 REST = "elementwise"
 FLOORS = {"products": ("base", "head"), "attention": ("attention",), REST: (REST,),
-          "LoRA": ("LoRA, FLOPs", "LoRA, bytes"), "optimizer": ("optimizer",), "losses": ()}
+          "LoRA": ("LoRA, FLOPs", "LoRA, bytes"), "optimizer": ("optimizer",), "losses": (),
+          "dequantising": ()}
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     engine, setup = prepare(assignment, driver)
     engine.run(driver)
 
-The way of a clock:
+`prepare.py` loads the base and the data, and tries how much fits. Then, the way of a clock:
 
     engine.py      who is seated; what the device found out, told to the driver; who comes next
     seat.py        each one's next micro-batch        shapes.py   how much of it all of them give
@@ -17,7 +17,9 @@ device), `cuda/` lays all tokens end to end, on Triton kernels. There `fused.py`
 elementwise, `attention.py` keeps rows apart (short ones by kernels of `cuda/`, long ones by flash
 attention), and `replay.py` records whole clocks as CUDA graphs.
 `bank.py` holds the adapters, `slots.py` seats trials in it, `initial.py` lets PEFT make and write
-them, `size.py` says how many fit, and `refusals.py` what a pack cannot do.
+them, `size.py` says how many fit, and `refusals.py` what a pack cannot do. `later.py` holds what is
+on its way between host and device. A row is an example where there are tokens (seat, shapes,
+corpus), and a slot's whole adapter where there are parameters (bank, optim).
 """
 
 from __future__ import annotations

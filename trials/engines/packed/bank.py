@@ -2,8 +2,9 @@
 
 A row is the A `[r, d_in]` and B^T `[r, d_out]` of every module, end to end; `r` is the bank's
 width. A smaller rank fills the first rows of each, and a module that the trial does not target is
-0: AdamW with weight decay keeps such entries exactly 0, so nothing needs a mask. What
-works on whole adapters (clipping, optimizers, emptying) works on rows and knows no modules.
+0: AdamW with weight decay keeps such entries exactly 0, so nothing needs a mask. What works on
+whole adapters (clipping, optimizers, emptying) works on rows and knows no modules, but for
+`blocks`, by which kernels pass over what lies beyond a slot's rank.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from trials.dropout import module_key
 
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)  # widths; wider ones are multiples of the last
-CHANGED, SUMMED = 4096, 16384  # numbers that a program of the optimizer's kernels takes
+BLOCK = 4096  # numbers of a row that one program of the optimizer's kernels takes
 Shapes = Mapping[str, tuple[int, int]]  # module path -> d_in, d_out
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # module path -> A [r, d_in], B [d_out, r]
 
@@ -32,7 +33,7 @@ class Views:
     a: tuple[Tensor, ...]
     b: tuple[Tensor, ...]
     index: Tensor  # int64 [modules, 2]: where each a begins in a row, the key of its dropout
-    ranks: Tensor  # int32 [n]: how many of its ranks each slot fills; an empty one: all
+    ranks: Tensor  # int32 [n]: how many of its ranks each slot fills; an empty one's mean nothing
 
     @property
     def slots(self) -> int:
@@ -60,8 +61,7 @@ class Bank:
         same = compute == dtype
         self.compute = self.parameters if same else self.parameters.to(compute)
         self._prefixes: dict[int, tuple[Views, Views]] = {}
-        self.pieces = {size: _pieces(self.shapes, self.r, size).to(device)
-                       for size in (CHANGED, SUMMED)}
+        self.blocks = _blocks(self.shapes, self.r).to(device)
 
     @property
     def fused(self) -> bool:
@@ -94,7 +94,7 @@ class Bank:
         """Starts a slot from an adapter, with no gradient and no moments."""
         self.empty(slot)
         self.ranks[slot] = max((a.shape[0] for a, _ in factors.values()), default=self.r)
-        row = self._views(self.parameters[slot : slot + 1])
+        row = self._row(self.parameters, slot)
         for a, b, name in zip(row.a, row.b, self.shapes, strict=True):
             if name in factors:
                 given_a, given_b = factors[name]
@@ -104,7 +104,7 @@ class Bank:
 
     def factors(self, slot: int, r: int) -> dict[str, tuple[Tensor, Tensor]]:
         """A slot's adapter of rank `r`: views of the bank."""
-        row = self._views(self.parameters[slot : slot + 1])
+        row = self._row(self.parameters, slot)
         return {name: (a[0, :r], b[0, :, :r])
                 for name, a, b in zip(self.shapes, row.a, row.b, strict=True)}
 
@@ -148,8 +148,8 @@ class Bank:
         self, rows: Tensor, slot: int, r: int, targets: Collection[str]
     ) -> list[Tensor]:
         """What rank `r` fills of the factors of these modules, in place."""
-        views = self._views(rows[slot : slot + 1])
-        named = zip(self.shapes, views.a, views.b, strict=True)
+        row = self._row(rows, slot)
+        named = zip(self.shapes, row.a, row.b, strict=True)
         return [piece for name, a, b in named if name in targets
                 for piece in (a[0, :r], b[0, :, :r])]
 
@@ -161,7 +161,7 @@ class Bank:
         wider = Bank(self.shapes, slots=self.slots, r=r, device=self.parameters.device,
                      compute=self.compute.dtype, dtype=self.parameters.dtype)
         for old, new in zip(self.rows, wider.rows, strict=True):
-            narrow, wide = self._views(old), wider._views(new)
+            narrow, wide = self._views(old, self.ranks), wider._views(new, wider.ranks)
             for k in range(len(self.shapes)):
                 wide.a[k][:, : self.r].copy_(narrow.a[k])
                 wide.b[k][:, :, : self.r].copy_(narrow.b[k])
@@ -173,25 +173,28 @@ class Bank:
         if self.compute is not self.parameters:
             self.compute[slot].copy_(self.parameters[slot])
 
-    def _views(self, flat: Tensor, ranks: Tensor | None = None) -> Views:
+    def _row(self, rows: Tensor, slot: int) -> Views:
+        return self._views(rows[slot : slot + 1], self.ranks[slot : slot + 1])
+
+    def _views(self, flat: Tensor, ranks: Tensor) -> Views:
         a, b, start = [], [], 0
         for d_in, d_out in self.shapes.values():
             middle, end = start + self.r * d_in, start + self.r * (d_in + d_out)
             a.append(flat[:, start:middle].view(-1, self.r, d_in))
             b.append(flat[:, middle:end].view(-1, self.r, d_out).mT)
             start = end
-        return Views(flat, tuple(a), tuple(b), self._index, self.ranks if ranks is None else ranks)
+        return Views(flat, tuple(a), tuple(b), self._index, ranks)
 
 
-def _pieces(shapes: Shapes, r: int, size: int) -> Tensor:
-    """A row in pieces of at most so many numbers, none over two factors: int64 `[pieces, 3]`,
+def _blocks(shapes: Shapes, r: int) -> Tensor:
+    """A row in blocks of at most `BLOCK` numbers, none over two factors: int64 `[blocks, 3]`,
     where each begins, how many they are, and the first rank that any of them belongs to."""
     widths = np.array(list(shapes.values()), dtype=np.int64).ravel()
-    counts = -(-widths * r // size)
+    counts = -(-widths * r // BLOCK)
     width = np.repeat(widths, counts)
-    place = size * (np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts))
+    place = BLOCK * (np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts))
     start = np.repeat((widths * r).cumsum() - widths * r, counts) + place
-    table = np.stack([start, np.minimum(size, width * r - place), place // width], axis=1)
+    table = np.stack([start, np.minimum(BLOCK, width * r - place), place // width], axis=1)
     return torch.from_numpy(table)
 
 

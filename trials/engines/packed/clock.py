@@ -23,8 +23,7 @@ from trials.engines.packed.forward import Forward
 from trials.engines.packed.later import Later, sent
 from trials.engines.packed.layers import Flight, Pack
 from trials.engines.packed.optim import Optimizer
-from trials.engines.packed.products import Padded as PaddedProducts
-from trials.engines.packed.products import Products
+from trials.engines.packed.products import PaddedProducts, Products
 from trials.engines.packed.replay import Replays
 from trials.engines.packed.seat import Seat
 from trials.engines.packed.shapes import Shapes
@@ -137,7 +136,7 @@ class Clock:
                 scale=self.scales[:n, None, None], keys=None if keys is None else keys.view(n, -1),
                 rates=self.rates[:n, None, None],
             )
-        from trials.engines.packed.cuda.ragged import Ragged as RaggedProducts
+        from trials.engines.packed.cuda.ragged import RaggedProducts
 
         assert samples.tiles is not None and samples.starts is not None
         return RaggedProducts(

@@ -1,7 +1,7 @@
 """Examples as flat arrays, and a clock's samples laid out for the device without a loop.
 
 `Padded` gives every slot as many rows of one width, which plain batched products and attention
-need; `Ragged` lays the rows end to end, which the kernels of `ragged.py` need, and pads the end.
+need; `Ragged` lays the rows end to end, which the kernels of `cuda/` need, and pads the end.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from trials.data.examples import Examples
 
 Ints = NDArray[np.int64]
-TILE = 64  # tokens; see `kernels.py`
+TILE = 64  # tokens; see `cuda/kernels.py`
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Samples:
     slot: Tensor  # [N]: whose they are
     counts: Tensor  # [slots + 1]: how many targets each slot has, and how many belong to none
     starts: Tensor | None = None  # ragged: int32 [slots + 1]: where each slot's tokens begin
-    tiles: Tensor | None = None  # ragged: int32 [tiles, 3]: see `kernels.py`
+    tiles: Tensor | None = None  # ragged: int32 [tiles, 3]: see `cuda/kernels.py`
     ends: Tensor | None = None  # ragged: int32 [rows + 1]: where each row begins
 
     @property

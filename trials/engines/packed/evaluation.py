@@ -14,8 +14,7 @@ from trials.engines.packed.corpus import Corpus, Padded, Ragged, Rows, Samples
 from trials.engines.packed.forward import Forward
 from trials.engines.packed.later import Later, Span, sent
 from trials.engines.packed.layers import Flight, Pack
-from trials.engines.packed.products import Padded as PaddedProducts
-from trials.engines.packed.products import Products
+from trials.engines.packed.products import PaddedProducts, Products
 from trials.engines.packed.seat import Seat
 from trials.evaluate import Evaluation
 
@@ -111,7 +110,7 @@ class PackedEvaluation:
         if not self._ragged:
             scales = torch.tensor([seat.scale for seat in seats], dtype=dtype)
             return PaddedProducts(scale=sent(scales[:, None, None], self._device))
-        from trials.engines.packed.cuda.ragged import Ragged as RaggedProducts
+        from trials.engines.packed.cuda.ragged import RaggedProducts
 
         every = torch.zeros(bank.slots, dtype=dtype)
         for seat in seats:

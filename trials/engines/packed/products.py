@@ -33,7 +33,8 @@ class Products(Protocol):
     """For a group of m modules: x `[T, d_in]`, y and dy `[T, d_out]` of each, s and ds `[m, T, r]`.
 
     Each token meets its own slot's a and b alone. A slot's scale is alpha / r over 1 - p. `up` and
-    `back_input` make the tensors that the base's products are then added to.
+    `back_input` make the tensors that the base's products are then added to. Beyond a slot's ranks
+    s and ds may hold anything.
     """
 
     def down(self, x: Tensor, weights: Views, group: Group) -> Tensor:
@@ -57,7 +58,7 @@ class Products(Protocol):
 
 
 @dataclass(frozen=True)
-class Padded:
+class PaddedProducts:
     """The first n slots' tokens, slot by slot, as many of each."""
 
     scale: Tensor  # [n, 1, 1]

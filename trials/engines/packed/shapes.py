@@ -15,7 +15,7 @@ import numpy as np
 
 from trials.engines.packed.corpus import TILE, Corpus, Padded, Ragged, Rows
 from trials.engines.packed.seat import Seat
-from trials.engines.packed.size import COARSE
+from trials.engines.packed.size import COARSE, clock_tokens, rounded
 from trials.training.batches import Limit
 
 Counts = dict[int, int]  # slot -> rows
@@ -85,7 +85,7 @@ class RaggedShapes:
     """
 
     def __init__(self, slots: int, tokens: int, longest: int) -> None:
-        self.tokens = _size(max(tokens, longest))
+        self.tokens = clock_tokens(tokens, longest)
         self._slots, self._longest = slots, longest
         self._turn = 0
 
@@ -97,15 +97,15 @@ class RaggedShapes:
         rows, free = {seat.slot: 0 for seat in seats}, self.tokens
         for seat in seats:
             parts = math.ceil(seat.left / share)
-            given = seat.rows_within(min(share, seat.left / parts + self._longest / 2))
+            given = seat.rows_within(min(share, seat.left / parts + self._longest / 2, free))
             _, tokens, _ = seat.widths(given)
-            if tokens <= free or free == self.tokens:
+            if tokens <= free:
                 rows[seat.slot], free = given, free - tokens
         targets = 0
         for seat in seats:
             if rows[seat.slot]:
                 _, tokens, _ = seat.widths(rows[seat.slot])
-                rows[seat.slot] = seat.rows_within(tokens + max(0, free))
+                rows[seat.slot] = seat.rows_within(tokens + free)
                 _, more, marked = seat.widths(rows[seat.slot])
                 free, targets = free - (more - tokens), targets + marked
         return self._shape(self.tokens - free, sum(rows.values()), targets), rows
@@ -119,11 +119,11 @@ class RaggedShapes:
         return shape, [Rows(examples, np.arange(count)), *[None] * (self._slots - 1)]
 
     def shrink(self) -> bool:
-        before, self.tokens = self.tokens, _size(max(self.tokens // 2, self._longest))
+        before, self.tokens = self.tokens, clock_tokens(self.tokens // 2, self._longest)
         return self.tokens < before
 
     def _shape(self, tokens: int, rows: int, targets: int) -> Ragged:
-        size = _size(tokens)
+        size = rounded(tokens)
         # Rows are told to attention alone, which passes over those without tokens.
         spare = -(-(size - tokens) // self._longest)
         return Ragged(
@@ -141,11 +141,6 @@ def _level(wanted: Sequence[int], most: int) -> float:
             return max(share, 1.0)
         left -= want
     return float(max(wanted))
-
-
-def _size(tokens: int) -> int:
-    """Rounded up so that few sizes occur, and that products of matrices have whole blocks."""
-    return _up(tokens, COARSE // 2 if tokens <= 8 * COARSE else COARSE)
 
 
 def _up(number: int, step: int) -> int:

@@ -105,7 +105,7 @@ def fitted(
     """The size that fits, given what a token costs; raises Refused where none does."""
     wanted = Wanted.of(assignment.engine)
     free = free_bytes(base, wanted.memory_fraction) - fixed_bytes - SPARE
-    least = float(max(longest, 256)) * token_bytes
+    least = rounded(longest) * token_bytes
     slot = slot_bytes(layers, size.r)
     # Padded, every slot gives a row to every clock; end to end, they can take turns.
     most = int((free - least) // slot if size.ragged else free // (slot + least))
@@ -157,6 +157,20 @@ def full_clock(multiprocessors: int) -> int:
     """A clock's tokens, such that its products leave no multiprocessor without a block."""
     together = BLOCK * multiprocessors
     return max(COARSE, together * max(1, round(TOKENS / together)) // COARSE * COARSE)
+
+
+def rounded(tokens: int) -> int:
+    """Up, so that clocks have few sizes and products of matrices have whole blocks."""
+    return -(-tokens // _step(tokens)) * _step(tokens)
+
+
+def clock_tokens(tokens: int, longest: int) -> int:
+    """The largest clock that is never rounded beyond so many tokens; the longest row fits."""
+    return max(rounded(longest), tokens - tokens % _step(tokens))
+
+
+def _step(tokens: int) -> int:
+    return COARSE // 2 if tokens <= 8 * COARSE else COARSE
 
 
 def _numbers(module: Any) -> int:

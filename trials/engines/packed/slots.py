@@ -19,7 +19,7 @@ from trials.engines.packed.initial import Skeleton, targeted
 from trials.engines.packed.later import Later
 from trials.engines.packed.layers import Flight, Pack
 from trials.engines.packed.optim import check_supported
-from trials.engines.packed.products import Padded
+from trials.engines.packed.products import PaddedProducts
 from trials.engines.packed.seat import PackedCourse, Seat
 from trials.engines.trl import TrlEngine, origin_of
 from trials.training.state import State, Writer
@@ -125,7 +125,7 @@ class Slots:
     def written(self, seats: Sequence[Seat]) -> list[tuple[Sample, ...]]:
         """What the seats' models write for the evaluation's first prompts, all in one batch."""
         scales = torch.tensor([seat.scale for seat in seats], dtype=self.bank.parameters.dtype)
-        products = Padded(scales[:, None, None].to(self.shared.base.device))
+        products = PaddedProducts(scales[:, None, None].to(self.shared.base.device))
         weights = self.bank.gathered([seat.slot for seat in seats])
         with self.pack.flying(Flight(weights, products)):
             return self.shared.written(len(seats))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,13 @@ from trials.dropout import module_key, row_keys
 from trials.engines.packed import optim
 from trials.engines.packed.bank import Bank
 from trials.engines.packed.engine import PackedEngine
-from trials.engines.packed.products import Group, Padded
+from trials.engines.packed.products import Group, PaddedProducts
 
 pytestmark = pytest.mark.gpu
 
-SEGMENTS = (0, 20, 20, 50, 149)  # of four slots, one of them without a token
+SEGMENTS = (0, 20, 20, 50, 109, 149)  # of five slots, one of them without a token
 TOKENS = 160
-RANKS = (7, 16, 20, 128)  # of the slots, where the bank is as wide
+RANKS = (7, 16, 20, 70, 33)  # of the slots, where the bank is as wide
 SHAPES = {"o": (64, 96), "q": (192, 1090), "k": (192, 64), "v": (192, 128), "down": (320, 192)}
 
 
@@ -44,76 +46,89 @@ def engine(packs: Tiny) -> PackedEngine:
 
 
 def ragged(dtype: torch.dtype, rates: Tensor, keys: Tensor | None) -> Any:
-    """The four slots' products."""
-    from trials.engines.packed.cuda.ragged import TILE, Ragged
+    """The five slots' products."""
+    from trials.engines.packed.cuda.ragged import TILE, RaggedProducts
 
-    pieces = [(slot, start, min(TILE, SEGMENTS[slot + 1] - start)) for slot in range(4)
-              for start in range(SEGMENTS[slot], SEGMENTS[slot + 1], TILE)]
-    pieces += [(0, 0, 0), (0, SEGMENTS[-1], SEGMENTS[-1] - TOKENS)]
-    return Ragged(
-        tokens=TOKENS, tiles=torch.tensor(pieces, dtype=torch.int32, device="cuda"),
+    tiles = [(slot, start, min(TILE, SEGMENTS[slot + 1] - start)) for slot in range(len(RANKS))
+             for start in range(SEGMENTS[slot], SEGMENTS[slot + 1], TILE)]
+    tiles += [(0, 0, 0), (0, SEGMENTS[-1], SEGMENTS[-1] - TOKENS)]
+    return RaggedProducts(
+        tokens=TOKENS, tiles=torch.tensor(tiles, dtype=torch.int32, device="cuda"),
         starts=torch.tensor(SEGMENTS, dtype=torch.int32, device="cuda"),
-        scales=torch.tensor([1.0, 2.0, 0.5, 0.7], device="cuda"), keys=keys,
+        scales=torch.tensor([1.0, 2.0, 0.5, 0.7, 1.5], device="cuda"), keys=keys,
         thresholds=torch.round(rates * 65536).to(torch.int32),
     )
 
 
+@contextmanager
+def nan_where_nothing_is_written() -> Iterator[None]:
+    """Within, memory is NaN until something is written there."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        assert torch.empty(3, device="cuda").isnan().all()
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def fill_own_ranks(bank: Bank) -> None:
     """Leaves of each slot what its own ranks fill."""
-    bank.ranks.copy_(torch.tensor(RANKS))
+    ranks = RANKS[: bank.slots]
+    bank.ranks.copy_(torch.tensor(ranks))
     for rows in bank.rows:
-        views = bank._views(rows)
+        views = bank._views(rows, bank.ranks)
         for a, b in zip(views.a, views.b, strict=True):
-            for slot, rank in enumerate(RANKS):
+            for slot, rank in enumerate(ranks):
                 a[slot, rank:], b[slot, :, rank:] = 0.0, 0.0
 
 
 @pytest.mark.parametrize(
     ("dtype", "r", "drops", "modules"),
-    [*((torch.bfloat16, r, True, ("q", "k", "v")) for r in (8, 16, 64, 128)),
+    [*((torch.bfloat16, r, True, ("q", "k", "v")) for r in (8, 16, 32, 64, 128)),
      (torch.bfloat16, 16, False, ("q", "k", "v")), (torch.bfloat16, 16, True, ("q",)),
-     (torch.float16, 16, True, ("q", "k", "v"))],
+     (torch.float16, 16, True, ("q", "k", "v")), (torch.float16, 64, True, ("q", "k", "v"))],
 )
 def test_products_end_to_end_are_those_of_each_slot_alone(
     dtype: torch.dtype, r: int, drops: bool, modules: tuple[str, ...]
 ) -> None:
     torch.manual_seed(r)
-    bank = Bank(SHAPES, slots=4, r=r, device=torch.device("cuda"), compute=dtype)
+    bank = Bank(SHAPES, slots=5, r=r, device=torch.device("cuda"), compute=dtype)
     bank.parameters.normal_().mul_(0.1)
     bank.gradients.normal_()
     fill_own_ranks(bank)
-    bank.round(4)
+    bank.round(5)
     group = Group(1, tuple(map(module_key, modules)))
     x = torch.randn(TOKENS, SHAPES["q"][0], device="cuda").to(dtype)
     dys = [torch.randn(TOKENS, SHAPES[name][1], device="cuda").to(dtype) for name in modules]
     biases = [torch.randn(SHAPES["q"][1], device="cuda").to(dtype), None, None][: len(modules)]
-    rates = torch.tensor([0.1, 0.2, 0.5, 0.3], dtype=torch.float64, device="cuda")
+    rates = torch.tensor([0.1, 0.2, 0.5, 0.3, 0.1], dtype=torch.float64, device="cuda")
     places = torch.arange(TOKENS, device="cuda")
     keys = row_keys(7, places // 10, places % 10) if drops else None
     before = bank.gradients.clone()
-    ours, (weights, gradients) = ragged(dtype, rates, keys), bank.prefix(4)
-    s = ours.down(x, weights, group)
-    ys = ours.up(s, weights, group, biases)
-    ds = ours.back(dys, s, weights, gradients, group)
-    ours.back_a(x, ds, gradients, group)
-    dx = ours.back_input(ds, weights, group)
-    for slot in range(4):
+    ours, (weights, gradients) = ragged(dtype, rates, keys), bank.prefix(5)
+    with nan_where_nothing_is_written():
+        s = ours.down(x, weights, group)
+        ys = ours.up(s, weights, group, biases)
+        ds = ours.back(dys, s, weights, gradients, group)
+        ours.back_a(x, ds, gradients, group)
+        dx = ours.back_input(ds, weights, group)
+    for slot in range(5):
         there = slice(SEGMENTS[slot], SEGMENTS[slot + 1])
         if there.start == there.stop:
             assert torch.equal(bank.gradients[slot], before[slot])
             continue
         one = slice(slot, slot + 1)
-        exact = Padded(
+        exact = PaddedProducts(
             ours.scales[one, None, None], None if keys is None else keys[None, there],
             None if keys is None else rates[one, None, None],
         )
-        own = bank._views(bank.compute[one].float())
+        own = bank._views(bank.compute[one].float(), bank.ranks[one])
         given, upstream = x[there].float(), [dy[there].float() for dy in dys]
         want_gradients = before[one].clone()
         want_s = exact.down(given, own, group)
         want_ys = exact.up(
             want_s, own, group, [None if bias is None else bias.float() for bias in biases])
-        into = bank._views(want_gradients)
+        into = bank._views(want_gradients, bank.ranks[one])
         want_ds = exact.back(upstream, want_s, own, into, group)
         exact.back_a(given, want_ds, into, group)
         want_dx = exact.back_input(want_ds, own, group)
@@ -214,6 +229,26 @@ def test_the_fused_optimizer_makes_the_steps_of_the_plain_one() -> None:
         assert torch.equal(row[2], before[k][2])  # not due: bit for bit as it was
     assert torch.equal(banks[0].parameters[1], before[0][1]) and not banks[0].gradients[1].any()
     assert torch.equal(banks[0].compute, banks[0].parameters.bfloat16())
+
+
+def test_an_overflow_leaves_nothing_that_a_later_step_reads() -> None:
+    from trials.engines.packed.cuda.rows import norms
+
+    bank = Bank({"m": (640, 1024)}, slots=3, r=32, device=torch.device("cuda"),
+                compute=torch.float16)
+    bank.ranks.copy_(torch.tensor([3, 17, 32]))
+    optimizer = optim.Optimizer(3, torch.device("cuda"), scaled=True)
+    for slot in range(3):
+        optimizer.seat(slot, optim.coefficients(mixed_train(), 10))
+    due = torch.ones(3, device="cuda")
+    bank.gradients.fill_(float("inf"))
+    optimizer.step(bank, due, torch.zeros(3, device="cuda"))
+    _, gradients = bank.prefix(3)
+    for slot, rank in enumerate(bank.ranks.tolist()):
+        gradients.a[0][slot, :rank] = 1.0
+        gradients.b[0][slot, :, :rank] = 1.0
+    want = (bank.ranks * float(640 + 1024)).sqrt()
+    torch.testing.assert_close(norms(bank, due), want)
 
 
 def mixed_train() -> Any:

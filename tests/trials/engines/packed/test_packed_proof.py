@@ -16,7 +16,7 @@ from trials.engines.packed.corpus import Padded, Ragged, Rows
 from trials.engines.packed.engine import PackedEngine
 from trials.engines.packed.layers import Flight
 from trials.engines.packed.optim import Optimizer
-from trials.engines.packed.products import Padded as PaddedProducts
+from trials.engines.packed.products import PaddedProducts
 from trials.engines.packed.slots import Slots
 
 
@@ -58,7 +58,7 @@ def check_padding(slots: Slots, trials: list[Any]) -> None:
     """What a smaller rank or an untargeted module leaves free is exactly 0."""
     bank = slots.bank
     for rows in bank.rows:
-        views = bank._views(rows)
+        views = bank._views(rows, bank.ranks)
         for k, (trial, seat) in enumerate(zip(trials, slots.seats, strict=True)):
             for place, name in enumerate(bank.shapes):
                 r = trial.lora.r if name in seat.targets else 0
@@ -89,7 +89,7 @@ def test_in_fp32_gradients_agree(
                 b.normal_(std=0.1, generator=torch.Generator().manual_seed(seat.slot))
             starts.append({name: (a.clone(), b.clone()) for name, (a, b) in factors.items()})
         ticked(slots, seats, 4)  # a batch may take several clocks
-        views = slots.bank._views(seen[0])
+        views = slots.bank._views(seen[0], slots.bank.ranks)
         for k, trial in enumerate(trials):
             expected = alone(engine, trial, start=starts[k], steps=1).gradients
             for place, name in enumerate(slots.bank.shapes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,18 @@ def test_a_clock_has_no_place_left_for_a_row_that_waits(tiny: Tiny, engine: Pack
         assert 512 - taken < min(seat.widths(1)[0] for seat in waiting)
         clocks += 1
     assert clocks > 1
+
+
+def test_a_small_row_goes_where_a_large_one_leaves_room(tiny: Tiny, engine: PackedEngine) -> None:
+    lengths = np.array([800, 100])
+    corpus: Any = SimpleNamespace(lengths=lengths, targets=lengths)
+    large, small = seats(tiny, engine, 1, 16)
+    both = [Seat(seat.trial, seat.slot, seat.steps, np.full(64, example), corpus)
+            for example, seat in enumerate((large, small))]
+    shapes = RaggedShapes(2, 1024, 800)
+    for _ in range(4):
+        _, rows = shapes.choose(both)
+        assert rows in ({0: 1, 1: 2}, {0: 0, 1: 10})  # turn by turn
 
 
 def test_slots_take_turns_where_single_rows_do_not_fit(tiny: Tiny, engine: PackedEngine) -> None:

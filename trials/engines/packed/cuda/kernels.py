@@ -5,7 +5,9 @@ written too where nothing has been written before. Each product reads its large 
 in fp32 (but for `back`, whose blocks of columns are rounded before they are added) and draws the
 dropout mask in registers from the tokens' keys (the bits of `trials.dropout`). Two neighbouring
 columns, which share one hash, travel as one 32-bit word: strides and counts of what is loaded so
-are in words. A slot's tokens and rows meet nobody else's. Programs that read the same tokens for
+are in words. A slot's tokens and rows meet nobody else's. Of a slot's ranks those are computed that
+it fills, rounded up to 16, 32 or all of a chunk of `RANKS`; what lies beyond in s and ds is never
+written, and never read. Programs that read the same tokens for
 the modules of a group are neighbours in the grid, so that one of them reads and the others find.
 `ragged.py` launches them.
 """
@@ -22,7 +24,7 @@ from trials.cuda.dropout import kept, row_keys_of
 def _module(index, place):
     """Where a module's A begins in a row of the bank, and the key of its dropout."""
     start, key = tl.load(index + 2 * place), tl.load(index + 2 * place + 1)
-    return tl.multiple_of(start, 8), key.to(tl.uint32)  # ranks and widths are no less
+    return tl.multiple_of(start, 8), key.to(tl.uint32)  # as the bank's r is
 
 
 @triton.jit
@@ -56,8 +58,8 @@ def down(
     """s = scale * drop(x) a^T; grid (tiles * PARTS * modules, ranks / RANKS)."""
     which = tl.program_id(0) % MODULES
     slot, start, count = _tile(tiles, tl.program_id(0) // MODULES, PARTS, ROWS)
-    own = tl.load(ranks + slot) - tl.program_id(1) * RANKS
-    if (count <= 0) | (own <= 0):
+    filled = tl.load(ranks + slot) - tl.program_id(1) * RANKS
+    if (count <= 0) | (filled <= 0):
         return
     begin, module = _module(index, first + which)
     a = weights + slot * slot_words + begin // 2 + tl.program_id(1) * RANKS * pairs
@@ -68,10 +70,10 @@ def down(
         row_keys = row_keys_of(keys, start + tl.arange(0, ROWS), live, module)
         threshold = tl.load(thresholds + slot)
     scale = tl.load(scales + slot)
-    if RANKS > 16 and own <= 16:
+    if RANKS > 16 and filled <= 16:
         _down(x, a, s, start, count, row_keys, threshold, scale, x_row, pairs,
               R, DROPS, DTYPE, ROWS, 16, STEP)
-    elif RANKS > 32 and own <= 32:
+    elif RANKS > 32 and filled <= 32:
         _down(x, a, s, start, count, row_keys, threshold, scale, x_row, pairs,
               R, DROPS, DTYPE, ROWS, 32, STEP)
     else:
@@ -150,18 +152,18 @@ def back(
     """
     slot = tl.program_id(2).to(tl.int64)
     start, end = tl.load(starts + slot), tl.load(starts + slot + 1)
-    own = tl.load(ranks + slot) - tl.program_id(1) * RANKS
-    if (start >= end) | (own <= 0):
+    filled = tl.load(ranks + slot) - tl.program_id(1) * RANKS
+    if (start >= end) | (filled <= 0):
         return
     chunk = tl.program_id(1) * RANKS
     b += slot * b_slot + chunk * columns
     gb += slot * gb_slot + chunk * columns
     partial += tl.program_id(0).to(tl.int64) * partial_stride + chunk
     scale = tl.load(scales + slot)
-    if RANKS > 16 and own <= 16:
+    if RANKS > 16 and filled <= 16:
         _back(dy, b, s + chunk, gb, partial, start, end, scale, dy_row, columns,
               R, ROWS, 16, STEP)
-    elif RANKS > 32 and own <= 32:
+    elif RANKS > 32 and filled <= 32:
         _back(dy, b, s + chunk, gb, partial, start, end, scale, dy_row, columns,
               R, ROWS, 32, STEP)
     else:
@@ -258,8 +260,8 @@ def back_a(
     """ga += ds^T drop(x); grid (pairs / STEP * modules, ranks / RANKS, slots)."""
     slot = tl.program_id(2).to(tl.int64)
     start, end = tl.load(starts + slot), tl.load(starts + slot + 1)
-    own = tl.load(ranks + slot) - tl.program_id(1) * RANKS
-    if (start >= end) | (own <= 0):
+    filled = tl.load(ranks + slot) - tl.program_id(1) * RANKS
+    if (start >= end) | (filled <= 0):
         return
     which = tl.program_id(0) % MODULES
     begin, module = _module(index, first + which)
@@ -268,10 +270,10 @@ def back_a(
     threshold = 0
     if DROPS:
         threshold = tl.load(thresholds + slot)
-    if RANKS > 16 and own <= 16:
+    if RANKS > 16 and filled <= 16:
         _back_a(gradients, ds, x, start, end, keys, module, threshold, x_row, pairs,
                 MODULES, R, DROPS, DTYPE, ROWS, 16, STEP)
-    elif RANKS > 32 and own <= 32:
+    elif RANKS > 32 and filled <= 32:
         _back_a(gradients, ds, x, start, end, keys, module, threshold, x_row, pairs,
                 MODULES, R, DROPS, DTYPE, ROWS, 32, STEP)
     else:
@@ -347,44 +349,42 @@ def losses(
 
 
 @triton.jit
-def _piece(pieces, piece):
-    """Where a piece of `bank.pieces` begins, its numbers and its first rank.
+def _block(blocks, block):
+    """Where a block of `bank.blocks` begins, its numbers and its first rank.
 
-    A width is a multiple of 8; said of both, eight numbers are read at once.
+    The bank's r is a multiple of 8, and so are these; said so, eight numbers are read at once.
     """
-    start, count = tl.load(pieces + 3 * piece), tl.load(pieces + 3 * piece + 1)
-    return tl.multiple_of(start, 8), tl.multiple_of(count, 8), tl.load(pieces + 3 * piece + 2)
+    start, count = tl.load(blocks + 3 * block), tl.load(blocks + 3 * block + 1)
+    return tl.multiple_of(start, 8), tl.multiple_of(count, 8), tl.load(blocks + 3 * block + 2)
 
 
 @triton.jit
-def squares(g, partial, pieces, ranks, due, NUMEL, SIZE: tl.constexpr, STEP: tl.constexpr):
-    """Sums of squares of each due row's pieces, 0 of the others; grid (pieces, rows)."""
-    piece, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    start, count, first_rank = _piece(pieces, piece)
-    filled = first_rank < tl.load(ranks + row)
-    g += row * NUMEL + start
-    total = tl.zeros((STEP,), tl.float32)
-    if filled & (tl.load(due + row) > 0):
-        for first in range(0, SIZE, STEP):
-            place = first + tl.arange(0, STEP)
-            value = tl.load(g + place, mask=place < count, other=0.0)
-            total += value * value
-    tl.store(partial + row * tl.num_programs(0) + piece, tl.sum(total))
+def squares(g, partial, blocks, ranks, due, NUMEL, SIZE: tl.constexpr):
+    """Sums of squares of what `update` takes, and 0 of the rest; grid (blocks, rows)."""
+    block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    start, count, first_rank = _block(blocks, block)
+    total = 0.0
+    if (tl.load(due + row) > 0) & (first_rank < tl.load(ranks + row)):
+        place = tl.arange(0, SIZE)
+        value = tl.load(g + row * NUMEL + start + place, mask=place < count, other=0.0)
+        total = tl.sum(value * value)
+    tl.store(partial + row * tl.num_programs(0) + block, total)
 
 
 @triton.jit
 def update(
-    p, g, m, v, compute, pieces, ranks, coefficients, epsilon, NUMEL,
+    p, g, m, v, compute, blocks, ranks, coefficients, epsilon, NUMEL,
     COUNT: tl.constexpr, SIZE: tl.constexpr, DTYPE: tl.constexpr,
 ):
     """One step of the due rows by `optim.COEFFICIENTS`; their gradients become 0.
 
-    Grid (pieces, rows). What no rank of a row fills is 0 and stays so.
+    Grid (blocks, rows). A block beyond a row's rank stays as it is: parameters of 0, and gradients
+    that nothing reads (0, or not finite where an fp16 gradient was not).
     """
-    piece, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    block, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     own = coefficients + row * COUNT
-    start, count, first_rank = _piece(pieces, piece)
-    if (tl.load(own) == 0) | (first_rank >= tl.load(ranks + row)):  # not due, or nothing there
+    start, count, first_rank = _block(blocks, block)
+    if (tl.load(own) == 0) | (first_rank >= tl.load(ranks + row)):
         return
     place = tl.arange(0, SIZE)
     inside = place < count

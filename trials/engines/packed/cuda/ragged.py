@@ -30,7 +30,7 @@ SUM = 1024  # numbers of one program of `summed`
 
 
 @dataclass(frozen=True)
-class Ragged:
+class RaggedProducts:
     """Where each slot's tokens are."""
 
     tokens: int  # all of them, those that belong to no slot included

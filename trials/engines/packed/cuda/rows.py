@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from trials.engines.packed.bank import CHANGED, SUMMED
+from trials.engines.packed.bank import BLOCK
 from trials.engines.packed.cuda import kernels
 from trials.engines.packed.cuda.ragged import TYPES
 from trials.training.optimizers import EPSILON
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from trials.engines.packed.bank import Bank
 
 LOSSES = {"LANES": 1024, "EACH": 8, "num_warps": 32}
-STEP = 1024  # numbers that a program of `norms` sums at once
 
 
 def losses(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
@@ -34,11 +33,9 @@ def losses(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 def norms(bank: Bank, due: Tensor) -> Tensor:
     """The gradient norms `[n]` of the rows where `due` is 1; 0 of the others."""
-    pieces = bank.pieces[SUMMED]
-    partial = bank.gradients.new_empty(len(due), len(pieces))
-    kernels.squares[(len(pieces), len(due))](
-        bank.gradients, partial, pieces, bank.ranks, due, bank.numel, SIZE=SUMMED, STEP=STEP,
-        num_warps=4,
+    partial = bank.gradients.new_empty(len(due), len(bank.blocks))
+    kernels.squares[(len(bank.blocks), len(due))](
+        bank.gradients, partial, bank.blocks, bank.ranks, due, bank.numel, SIZE=BLOCK, num_warps=4,
     )
     return partial.sum(1).sqrt()
 
@@ -46,8 +43,7 @@ def norms(bank: Bank, due: Tensor) -> Tensor:
 def update(bank: Bank, coefficients: Tensor) -> None:
     """One step of the due rows by `optim.COEFFICIENTS`, fp32 `[n, ...]`; their gradients are 0."""
     n, count = coefficients.shape
-    pieces = bank.pieces[CHANGED]
-    kernels.update[(len(pieces), n)](
-        *bank.rows, bank.compute, pieces, bank.ranks, coefficients, EPSILON, bank.numel,
-        COUNT=count, SIZE=CHANGED, DTYPE=TYPES[bank.compute.dtype], num_warps=4,
+    kernels.update[(len(bank.blocks), n)](
+        *bank.rows, bank.compute, bank.blocks, bank.ranks, coefficients, EPSILON, bank.numel,
+        COUNT=count, SIZE=BLOCK, DTYPE=TYPES[bank.compute.dtype], num_warps=4,
     )
