@@ -13,6 +13,7 @@ class Answering(Protocol):
     """What executors and workers may ask: the sweep's driver, or a dry run's."""
 
     devices: int  # held by the run
+    workers: int  # that share the trials
 
     @property
     def ending(self) -> Ending | None:

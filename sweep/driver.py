@@ -51,6 +51,7 @@ class SweepDriver:
         self.ending: Ending | None = None
         self.at_once = False  # nobody wants to wait any more
         self.devices = 1  # held by the run; its executor knows
+        self.workers = 1  # that share the trials; likewise
         self.note: Callable[[str], None] = getattr(observer, "note", print)
         self._lost = False
         self._observer = observer
@@ -95,6 +96,8 @@ class SweepDriver:
         if self.ending:
             return Turn.DONE
         if ledger.nothing_for(worker, self._clock()):
+            return Turn.WAIT
+        if ledger.has_its_share(worker, self.config.limits.n_trials, self.workers):
             return Turn.WAIT
         live = ledger.waiting_for(worker) or self._lives.propose()
         if live is None:
@@ -164,6 +167,7 @@ class SweepDriver:
 
     def gave_up(self, worker: str, why: str) -> None:
         """No other takes its place."""
+        self.workers -= 1
         self.note(why)
 
     def beat(self) -> None:

@@ -30,7 +30,7 @@ class Local:
     def __init__(self, config: SweepConfig, driver: Answering) -> None:
         self._config, self._driver = config, driver
         self._devices = shares(devices(config.device), config.executor.workers)
-        driver.devices = len(set(self._devices))
+        driver.devices, driver.workers = len(set(self._devices)), len(self._devices)
         self._workers: dict[Connection, WorkerProcess] = {}
         self._false_starts: Counter[int] = Counter()  # by the worker's index
         self._lock: int | None = None

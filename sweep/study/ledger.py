@@ -204,6 +204,14 @@ class Ledger:
             return True
         return any(live.waits_for_room(worker, now) for live in self.live.values())
 
+    def has_its_share(self, worker: str, n_trials: int, workers: int) -> bool:
+        """Whether it holds its part of what is left, so that the rest is for the others.
+
+        A worker that could hold them all would else leave the others without a trial.
+        """
+        held, left = len(self.held_by(worker)), n_trials - self.counted
+        return workers > 1 and held > 0 and held * workers >= left
+
     def waiting_for(self, worker: str) -> Live | None:
         """The next trial that this worker may take over, or null; suspects first, each alone."""
         if not self.held_by(worker) and (suspects := self.suspects):

@@ -204,6 +204,32 @@ def test_wait_while_another_worker_may_fail_and_done_when_all_are_told(tmp_path:
     assert driver.close().code == COMPLETE
 
 
+def test_workers_share_what_is_left(tmp_path: Path) -> None:
+    driver, link = ready(sweep_config(tmp_path, "n_trials=5"))
+    driver.workers, other = 2, driver.connect("w1")
+    held = [take(link) for _ in range(3)]
+    assert link.next_trial() is Turn.WAIT  # it holds its half of five
+    rest = [take(other), take(other)]
+    end(link, held[0])
+    assert link.next_trial() is other.next_trial() is Turn.WAIT
+    for mine, trials in ((link, held[1:]), (other, rest)):
+        for trial in trials:
+            end(mine, trial)
+    assert link.next_trial() is other.next_trial() is Turn.DONE
+
+
+def test_a_worker_does_the_part_of_one_that_is_given_up(tmp_path: Path) -> None:
+    driver, link = ready(sweep_config(tmp_path, "n_trials=4"))
+    driver.workers = 2
+    held = [take(link), take(link)]
+    assert link.next_trial() is Turn.WAIT
+    driver.gave_up("w1", "it never came")
+    held += [take(link), take(link)]
+    for trial in held:
+        end(link, trial)
+    assert link.next_trial() is Turn.DONE
+
+
 def test_a_users_stop_leaves_trials_to_be_continued(config: SweepConfig) -> None:
     driver, link = ready(config)
     trial = take(link)

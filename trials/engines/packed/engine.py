@@ -33,7 +33,7 @@ from trials.engines.packed.layers import grouped, packed_layers
 from trials.engines.packed.replay import Replays
 from trials.engines.packed.seat import Seat
 from trials.engines.packed.shapes import PaddedShapes, RaggedShapes, Shapes
-from trials.engines.packed.size import Size, Wanted
+from trials.engines.packed.size import FIRST_R, Size, Wanted
 from trials.engines.packed.slots import Slots
 from trials.engines.trl import TrlEngine
 from trials.quiet import quiet
@@ -100,7 +100,9 @@ class PackedEngine:
 
     def rehearse(self, tokens: int) -> int:
         """The bytes that a clock of about so many tokens takes, its bank and copies aside."""
-        small = replace(self.size, slots=2, resident=False)
+        cuda = self.shared.base.device.type == "cuda"  # elsewhere nothing is measured
+        r = self.size.r if cuda else min(self.size.r, FIRST_R)
+        small = replace(self.size, slots=2, r=r, resident=False)
         with self.slots(small) as slots:
             return slots.clock.rehearse(tokens, self.shared.assignment.gradient_checkpointing)
 
@@ -112,14 +114,17 @@ class PackedEngine:
 
 @dataclass(frozen=True)
 class Heard:
-    """A clock's outcome, and the evaluation of those whom it brought to a tick."""
+    """A clock's outcome, and the evaluation of those whom it brought to a tick.
+
+    By seat, whose slot may be another one by the time that it is heard.
+    """
 
     told: Told
     ticking: tuple[Seat, ...]
     measured: Measured | None
-    written: dict[int, tuple[Sample, ...]]  # by slot
+    written: dict[Seat, tuple[Sample, ...]]
     writing_seconds: float
-    states: dict[int, Callable[[], Snapshot]]  # by slot: of whose trial a state is due
+    states: dict[Seat, Callable[[], Snapshot]]  # of whose trial one is due
 
 
 class Shift:
@@ -192,7 +197,7 @@ class Shift:
         self._unheard.append(
             Heard(told, ticking, measured, written, seconds, self._states(told)))
 
-    def _written(self, told: Told) -> dict[int, tuple[Sample, ...]]:
+    def _written(self, told: Told) -> dict[Seat, tuple[Sample, ...]]:
         """The samples of those at the end of their budget, or at any tick where that is asked."""
         assignment = self.slots.shared.assignment
         seats = [seat for _, seat, step in told.steps if step.ticks and (
@@ -200,9 +205,9 @@ class Shift:
         if not (assignment.samples and seats):
             return {}
         texts = self.slots.written(seats)
-        return {seat.slot: own for seat, own in zip(seats, texts, strict=True)}
+        return dict(zip(seats, texts, strict=True))
 
-    def _states(self, told: Told) -> dict[int, Callable[[], Snapshot]]:
+    def _states(self, told: Told) -> dict[Seat, Callable[[], Snapshot]]:
         """As of now, where the device is heard when it has gone on already: one at a time."""
         if not self.lag or any(heard.states for heard in self._unheard):
             return {}
@@ -210,7 +215,7 @@ class Shift:
         if not due:
             return {}
         first = min(due, key=lambda seat: seat.course.keeping.due_at)
-        return {first.slot: self.slots.snapshot(first)}
+        return {first: self.slots.snapshot(first)}
 
     def _measured(self, ticking: tuple[Seat, ...]) -> Measured | None:
         slots = self.slots
@@ -240,13 +245,13 @@ class Shift:
         found = heard.measured.evaluations()
         for seat, evaluation in zip(heard.ticking, found, strict=True):
             seat.course.evaluation = evaluation
-            seat.course.written = heard.written.get(seat.slot, ())
+            seat.course.written = heard.written.get(seat, ())
 
     def _snapshot(self, heard: Heard, seat: Seat) -> Snapshot | None:
         stopped = seat.course.outcome is Outcome.STOPPED and not self._ahead(seat)
         if not self.lag or stopped:
             return self.slots.snapshot(seat)()
-        made = heard.states.get(seat.slot)
+        made = heard.states.get(seat)
         return None if made is None else made()
 
     def _ahead(self, seat: Seat) -> bool:

@@ -18,7 +18,15 @@ from trials.engines.packed.initial import targeted
 from trials.engines.packed.layers import check_layers
 from trials.engines.packed.optim import check_supported
 from trials.engines.packed.refusals import Refused, check_base
-from trials.engines.packed.size import GIB, Size, Wanted, first_size, fitted
+from trials.engines.packed.size import (
+    GIB,
+    Size,
+    Wanted,
+    first_size,
+    fitted,
+    free_bytes,
+    guessed_token_bytes,
+)
 from trials.engines.trl import TrlEngine, check_baseline, check_batch, setup_of
 from trials.quiet import quiet, quiet_loggers
 from trials.training.limits import check_device, out_of_memory
@@ -73,12 +81,14 @@ def _sized(shared: TrlEngine, layers: Mapping[str, nn.Module], driver: Driver) -
     engine = PackedEngine(shared, layers, _first(shared, layers, ragged=half))
     if engine.size.ragged and not (engine.forward.ends_known and _computes(engine, driver)):
         engine = PackedEngine(shared, layers, _first(shared, layers, ragged=False))
+    if base.device.type != "cuda":
+        token_bytes = guessed_token_bytes(base)
+        engine.size = _fitted(engine, token_bytes=token_bytes, fixed_bytes=engine.fixed_bytes)
     if not engine.size.ragged:
         _check(engine)
-    if base.device.type != "cuda":
-        return engine
-    driver.progress("measuring what fits", 0, 0)
-    engine.size = _measured(engine)
+    if base.device.type == "cuda":
+        driver.progress("measuring what fits", 0, 0)
+        engine.size = _measured(engine)
     return engine
 
 
@@ -125,18 +135,23 @@ def _measured(engine: PackedEngine) -> Size:
         raise
     token = max(1.0, (many - few) / (PROBES[1] - PROBES[0]))
     torch.cuda.empty_cache()
+    fixed = max(0.0, few - PROBES[0] * token) + engine.fixed_bytes
+    return _fitted(engine, token_bytes=token, fixed_bytes=fixed)
+
+
+def _fitted(engine: PackedEngine, *, token_bytes: float, fixed_bytes: float) -> Size:
     return fitted(
         engine.size, engine.shared.base, engine.layers, engine.shared.assignment,
-        token_bytes=token, fixed_bytes=max(0.0, few - PROBES[0] * token) + engine.fixed_bytes,
-        longest=engine.corpus.longest, mean_length=engine.shared.data.facts.mean_length,
+        token_bytes=token_bytes, fixed_bytes=fixed_bytes, longest=engine.corpus.longest,
+        mean_length=engine.shared.data.facts.mean_length,
     )
 
 
 def _too_small(engine: PackedEngine) -> Refused:
-    free, total = torch.cuda.mem_get_info(engine.shared.base.device)
+    free = max(0.0, free_bytes(engine.shared.base)) / GIB
     return Refused(
-        f"engine=packed: a clock of a few rows does not fit beside the base: {free / GIB:.1f} of "
-        f"{total / GIB:.1f} GiB are free.",
+        f"engine=packed: a clock of a few rows does not fit beside the base: {free:.1f} GiB are "
+        "free.",
         "Type train.gradient_checkpointing=true, a smaller data.max_length, a smaller model, or "
         "engine=trl.",
     )

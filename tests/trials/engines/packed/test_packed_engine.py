@@ -12,6 +12,7 @@ from packs import TARGETS, interrupted, mixed, prepared, run
 from tiny import Recorder, Tiny, made_in
 
 from trials.contract import (
+    CONTINUE,
     SCHEDULERS,
     Assignment,
     EngineConfig,
@@ -23,8 +24,9 @@ from trials.contract import (
     Verdict,
     tick_examples,
 )
-from trials.engines.packed import prepare
-from trials.training.state import read_state
+from trials.engines.packed import prepare, size
+from trials.training import state as training_state
+from trials.training.state import State, read_state
 from trials.worker import work
 
 
@@ -118,6 +120,47 @@ def test_hearing_the_device_later_changes_no_trial(tiny: Tiny) -> None:
         assert later.losses(trial.number) == pytest.approx(
             at_once.losses(trial.number), rel=1e-4, nan_ok=True)
     assert outcomes(later) == outcomes(at_once)
+
+
+@pytest.mark.parametrize("at", [1, 6, 12])
+def test_who_moves_up_takes_its_samples_and_states_along(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Trial 0 is pruned at a tick, and while that is on its way the last one takes its slot."""
+    found = [told_of(tiny, tmp_path, monkeypatch, lag, at) for lag in (0, 1)]
+    (samples, states), (later_samples, later_states) = found
+    assert samples == later_samples
+    assert len(later_states) > 1
+    for step, norm in later_states.items():
+        assert norm == pytest.approx(states[step], rel=1e-4)
+
+
+def told_of(
+    tiny: Tiny, folder: Path, monkeypatch: pytest.MonkeyPatch, lag: int, at: int
+) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    """The samples of trial 2 by tick, and by its steps what its states hold."""
+    states = {}
+
+    def write(folder: Path, trial: TrialConfig, state: State) -> None:
+        if trial.number == 2:
+            states[state.progress.steps] = float(state.tensors["parameter"].norm())
+
+    monkeypatch.setattr(training_state, "write_state", write)
+    engine, driver = prepared(tiny, capacity=3)
+    engine.size = replace(engine.size, lag=lag)
+    engine.shared.assignment = replace(
+        engine.shared.assignment, samples=1, samples_at_ticks=True, states_dir=str(folder),
+        state_every_s=0.0,
+    )
+    driver.trials += [
+        tiny.trial(0, examples=20, ticks=20, batch_size=1, learning_rate=0.5),
+        tiny.trial(1, examples=20, ticks=1, batch_size=1),
+        tiny.trial(2, examples=20, ticks=10, batch_size=1),
+    ]
+    pruned = Verdict(stop=True, reason="enough", outcome=Outcome.PRUNED)
+    driver.answer = lambda r: pruned if (r.trial, r.tick) == (0, at) else CONTINUE
+    engine.run(driver)
+    return {r.tick: r.samples for r in driver.reports if r.trial == 2}, states
 
 
 def lagging(tiny: Tiny, trials: list[TrialConfig], lag: int) -> Recorder:
@@ -384,6 +427,29 @@ def test_int8_and_unknown_layers_are_refused(tiny: Tiny) -> None:
         check_layers({"h.c_attn": torch.nn.Identity()})
 
 
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_a_capacity_that_cannot_fit_says_what_would(tiny: Tiny) -> None:
+    with pytest.raises(InputError, match=r"engine.capacity=10000000: .* Type engine.capacity=\d+,"):
+        prepared(tiny, capacity=10_000_000)
+
+
+def test_a_wide_rank_leaves_fewer_slots_and_too_wide_a_one_none(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(size, "free_bytes", lambda base, fraction=1.0: 4 * 2**30)
+
+    def prepared_for(r: int) -> int:
+        assigned = tiny.assignment(engine=EngineConfig(name="packed", options={}), max_r=r)
+        return prepare(assigned, Recorder())[0].size.slots
+
+    slots = [prepared_for(r) for r in (16, 16_384)]
+    assert slots[0] > slots[1] >= 1
+    with pytest.raises(InputError, match="one trial of rank 1048576 .* or engine=trl"):
+        prepared_for(2**20)
 
 
 # --- continued -----------------------------------------------------------------------------------
