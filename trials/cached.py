@@ -26,3 +26,17 @@ def keep(place: Path, write: Callable[[Path], object]) -> None:
             written = Path(aside) / place.name
             write(written)
             written.replace(place)
+
+
+def keep_compiled() -> None:
+    """Has what is compiled for a device kept here, but for what the user has a place for.
+
+    torch's own place is gone when the machine restarts, and whether Triton's kernels go there too
+    depends on what was already kept: kernels compiled once would be looked for in another place.
+    """
+    place = cache_dir() / "compiled"
+    for name, folder in (("TORCHINDUCTOR_CACHE_DIR", "torch"), ("TRITON_CACHE_DIR", "triton")):
+        with suppress(OSError):
+            (place / folder).mkdir(parents=True, exist_ok=True)
+            if os.access(place / folder, os.W_OK):
+                os.environ.setdefault(name, str(place / folder))

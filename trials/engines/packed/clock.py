@@ -83,17 +83,41 @@ class Clock:
 
     def rehearse(self, tokens: int, checkpointing: bool) -> int:
         """Does a clock of about so many tokens twice, in empty slots; the bytes that it took."""
+        shares, samples, shape = self._rehearsed(tokens)
+        device = self.losses.device
+        self.checkpoint(checkpointing)
+        for _ in range(2):  # what is tuned at first is not part of it
+            before = _peak(device)
+            self._work(shares, samples, shape)
+        self.restart([])
+        return _peak(device, before)
+
+    def compile(self, tokens: int, checkpointing: bool) -> None:
+        """Makes whatever a clock, a step and an evaluation launch end to end; launches nothing.
+
+        The slots are empty, and are to be left: what they hold afterwards means nothing.
+        """
+        from trials.engines.packed.cuda.launch import compiling
+
+        shares, samples, shape = self._rehearsed(tokens)
+        n = shape.slots
+        self.checkpoint(checkpointing)
+        with compiling(self.losses.device):
+            self._work(shares, samples, shape)
+            self.optimizer.step(self.bank, shares[:n].float(), self.losses[:n])
+            flight = Flight(self.bank.prefix(n)[0], self._products(samples, shape, drops=False))
+            with torch.no_grad(), self.forward.computing():
+                with self.pack.flying(flight), self.forward.rows_of(shape):
+                    hidden = self.forward.hidden(samples, shape)
+                self.forward.measured(hidden, samples.targets)
+
+    def _rehearsed(self, tokens: int) -> tuple[Tensor, Samples, Padded | Ragged]:
         shape, given = self.shapes.rehearsed(tokens, self.corpus)
         samples = _few_targets(self.corpus.samples(given, shape))
         device = self.losses.device
         tensors = {name: sent(value, device) for name, value in samples.tensors.items()}
         shares = torch.zeros(shape.slots + 1, dtype=torch.float64, device=device)
-        self.checkpoint(checkpointing)
-        for _ in range(2):  # what is compiled or tuned at first is not part of it
-            before = _peak(device)
-            self._work(shares, Samples(**tensors), shape)
-        self.restart([])
-        return _peak(device, before)
+        return shares, Samples(**tensors), shape
 
     def _accumulate(
         self, samples: Samples, shape: Padded | Ragged, given: Sequence[Seat | None]
@@ -112,7 +136,8 @@ class Clock:
     def _work(self, shares: Tensor, samples: Samples, shape: Padded | Ragged) -> None:
         n = shape.slots
         weights, gradients = self.bank.prefix(n)
-        flight = Flight(weights, self._products(samples, shape), gradients)
+        products = self._products(samples, shape, drops=self._drops)
+        flight = Flight(weights, products, gradients)
         share = shares[samples.slot].to(self.losses.dtype)
         scale = torch.nn.functional.pad(self.optimizer.scale[:n], (0, 1), value=1.0)
         with self.pack.flying(flight), self.forward.rows_of(shape):
@@ -126,9 +151,9 @@ class Clock:
             losses.to(share.dtype) * share, "sum", lengths=samples.counts, unsafe=True
         )[:n]
 
-    def _products(self, samples: Samples, shape: Padded | Ragged) -> Products:
+    def _products(self, samples: Samples, shape: Padded | Ragged, *, drops: bool) -> Products:
         keys = None
-        if self._drops:
+        if drops:
             keys = row_keys(self.starts[samples.owner], samples.order, samples.tokens)
         if isinstance(shape, Padded):
             n = shape.slots

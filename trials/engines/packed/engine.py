@@ -98,13 +98,22 @@ class PackedEngine:
             stack.callback(slots.writer.close)
             yield slots
 
+    def compile(self, tokens: int) -> None:
+        """Makes the kernels of tokens laid end to end, as clocks of many tokens would have them."""
+        with self._small() as clock:
+            clock.compile(tokens, self.shared.assignment.gradient_checkpointing)
+
     def rehearse(self, tokens: int) -> int:
         """The bytes that a clock of about so many tokens takes, its bank and copies aside."""
+        with self._small() as clock:
+            return clock.rehearse(tokens, self.shared.assignment.gradient_checkpointing)
+
+    @contextmanager
+    def _small(self) -> Iterator[Clock]:
         cuda = self.shared.base.device.type == "cuda"  # elsewhere nothing is measured
         r = self.size.r if cuda else min(self.size.r, FIRST_R)
-        small = replace(self.size, slots=2, r=r, resident=False)
-        with self.slots(small) as slots:
-            return slots.clock.rehearse(tokens, self.shared.assignment.gradient_checkpointing)
+        with self.slots(replace(self.size, slots=2, r=r, resident=False)) as slots:
+            yield slots.clock
 
     def _shapes(self, size: Size) -> Shapes:
         if size.ragged:

@@ -79,7 +79,7 @@ class Optimizer:
     """What the rows of a bank need besides their moments, a row for each slot."""
 
     def __init__(self, slots: int, device: torch.device, *, scaled: bool) -> None:
-        self.table = torch.zeros(slots, 0, len(COEFFICIENTS), dtype=torch.float64, device=device)
+        self.table = torch.zeros(slots, 1, len(COEFFICIENTS), dtype=torch.float64, device=device)
         self.made = torch.zeros(slots, dtype=torch.long, device=device)  # steps
         self.scale = torch.ones(slots, device=device)  # of the loss; all 1 but in fp16
         self._good = torch.zeros(slots, dtype=torch.long, device=device)  # steps since it changed

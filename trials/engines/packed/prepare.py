@@ -11,6 +11,7 @@ from torch import nn
 
 from trials.base import Base, load_base, resolve_device, resolve_targets
 from trials.base.targets import linear_modules
+from trials.cached import keep_compiled
 from trials.contract import Assignment, Driver, EngineConfig, Setup
 from trials.data import load_data
 from trials.engines.packed.engine import PackedEngine
@@ -43,9 +44,12 @@ def prepare(assignment: Assignment, driver: Driver) -> tuple[PackedEngine, Setup
     Wanted.of(assignment.engine)
     if assignment.threads is not None:
         torch.set_num_threads(assignment.threads)
-    check_optimizers(assignment.optimizers, resolve_device(assignment.device))
+    device = resolve_device(assignment.device)
+    check_optimizers(assignment.optimizers, device)
     for optimizer in assignment.optimizers:
         check_supported(optimizer)
+    if device.type == "cuda":
+        keep_compiled()
     quiet_loggers()
     with quiet():
         base = load_base(assignment.model, assignment.device, driver.progress)
@@ -101,7 +105,8 @@ def _computes(engine: PackedEngine, driver: Driver) -> bool:
     """Whether rows may lie end to end; where not, why is noted, for padding them is slower."""
     driver.progress("compiling for this device, which is kept for the next time", 0, 0)
     try:
-        engine.rehearse(max(PROBES))  # many: what is compiled tunes itself to the first clock
+        engine.compile(max(PROBES))  # many: what is compiled tunes itself to the first clock
+        engine.rehearse(max(PROBES))
     except Exception as error:
         if out_of_memory(error):
             raise _too_small(engine) from error

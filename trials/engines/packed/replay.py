@@ -36,7 +36,6 @@ class Replays:
     def __init__(self, device: torch.device, *, records: bool) -> None:
         self._device, self._records = device, records
         self._made: dict[Hashable, _Recording] = {}
-        self._ready: set[Hashable] = set()
         self._pool: Any = None
 
     def run(self, key: Hashable, inputs: Mapping[str, Tensor], work: Work) -> Any:

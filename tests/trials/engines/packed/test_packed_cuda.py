@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +29,17 @@ pytestmark = pytest.mark.gpu
 
 SEGMENTS = (0, 20, 20, 50, 109, 149)  # of five slots, one of them without a token
 TOKENS = 160
+PREPARING = """
+import sys
+from pathlib import Path
+from packs import prepared
+from tiny import made_in
+
+folder = Path(sys.argv[1])
+folder.mkdir()
+engine, _ = prepared(made_in(folder, dtype="bf16", device="cuda:0"), capacity=2)
+print(engine.size.ragged)
+"""
 RANKS = (7, 16, 20, 70, 33)  # of the slots, where the bank is as wide
 SHAPES = {"o": (64, 96), "q": (192, 1090), "k": (192, 64), "v": (192, 128), "down": (320, 192)}
 
@@ -383,6 +397,51 @@ def test_interrupted_trials_go_on_from_a_state_that_was_written_beside_them(
         steps = [point.examples for r in again.reports if r.trial == k and not r.again
                  for point in r.history]
         assert min(steps) > 64
+
+
+# --- what is compiled ----------------------------------------------------------------------------
+
+
+def test_all_that_is_launched_was_compiled_ahead(
+    packs: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import triton
+
+    from trials.engines.packed.cuda import attend, kernels
+
+    engine, driver = prepared(packs, capacity=4)
+    made: list[str] = []
+    monkeypatch.setattr(
+        triton.knobs.runtime, "jit_post_compile_hook", lambda **told: made.append(told["fn"].name)
+    )
+    own = {kernel for module in (kernels, attend) for kernel in vars(module).values()
+           if isinstance(kernel, triton.JITFunction)}
+    for kernel in own:
+        kernel.device_caches.clear()
+    engine.compile(2048)
+    ahead = {"down", "up", "back", "back_a", "back_input", "summed", "losses", "squares", "update",
+             "attend", "attend_back_keys", "attend_back_queries"}
+    assert set(made) == ahead
+    made.clear()
+    engine.rehearse(2048)
+    driver.trials += [packs.trial(k, seed=k, examples=96, lora={"dropout": 0.1 * k})
+                      for k in range(3)]
+    engine.run(driver)
+    assert [r.outcome for r in driver.results] == [Outcome.COMPLETE] * 3
+    assert made == []
+
+
+def test_what_one_process_compiled_the_next_one_finds(tmp_path: Path) -> None:
+    places = {"TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"}
+    env = {name: value for name, value in os.environ.items() if name not in places}
+    env |= {"QLORA_SWEEP_CACHE": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    found = []
+    for folder in ("once", "twice"):
+        said = subprocess.run([sys.executable, "-c", PREPARING, str(tmp_path / folder)], env=env,
+                              stdout=subprocess.PIPE, check=True, text=True).stdout
+        assert said.split()[-1] == "True"
+        found.append(set((tmp_path / "compiled").rglob("*.cubin")))
+    assert found[0] and found[0] == found[1]
 
 
 # --- memory --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trials.engines.packed.bank import Views
 from trials.engines.packed.cuda import kernels
+from trials.engines.packed.cuda.launch import launch
 from trials.engines.packed.products import Group
 
 TILE = 64  # tokens of a tile
@@ -46,7 +47,8 @@ class RaggedProducts:
         r, pairs = weights.a[group.first].shape[1], x.shape[1] // 2
         s = x.new_empty(len(group.keys), len(x), r)
         ranks = _ranks(r)
-        kernels.down[self._grid(DOWN, r, ranks, modules=len(s))](
+        launch(
+            kernels.down, self._grid(DOWN, r, ranks, modules=len(s)),
             _words(x), _words(weights.flat), s, weights.index, group.first, self.tiles,
             weights.ranks, self.scales, *self._drops(), x.stride(0) // 2,
             weights.flat.stride(0) // 2, s.stride(0), pairs, MODULES=len(s), R=r,
@@ -63,7 +65,8 @@ class RaggedProducts:
             b = weights.b[place]
             columns, r = b.shape[1:]
             y = s.new_empty(self.tokens, columns)
-            kernels.up[self._grid(UP, columns, UP["STEP"])](
+            launch(
+                kernels.up, self._grid(UP, columns, UP["STEP"]),
                 y, own_s, b, y if bias is None else bias, self.tiles, weights.ranks, b.stride(0),
                 columns, R=r, BIASED=bias is not None, DTYPE=TYPES[y.dtype],
                 PARTS=TILE // UP["ROWS"], **UP,
@@ -81,11 +84,13 @@ class RaggedProducts:
             b, gb = weights.b[place], gradients.b[place]
             columns = b.shape[1]
             partial = own_s.new_empty(-(-columns // BACK["STEP"]), *own_s.shape, dtype=exact)
-            kernels.back[(len(partial), -(-r // ranks), slots)](
+            launch(
+                kernels.back, (len(partial), -(-r // ranks), slots),
                 dy, b, own_s, gb, partial, self.starts, weights.ranks, self.scales, dy.stride(0),
                 b.stride(0), gb.stride(0), partial.stride(0), columns, R=r, RANKS=ranks, **BACK,
             )
-            kernels.summed[(-(-own_ds.numel() // SUM),)](
+            launch(
+                kernels.summed, (-(-own_ds.numel() // SUM),),
                 partial, own_ds, partial.stride(0), len(partial), own_ds.numel(),
                 DTYPE=TYPES[ds.dtype], SIZE=SUM,
             )
@@ -94,7 +99,8 @@ class RaggedProducts:
     def back_a(self, x: Tensor, ds: Tensor, gradients: Views, group: Group) -> None:
         slots, r, pairs = len(self.starts) - 1, ds.shape[2], x.shape[1] // 2
         ranks = _ranks(r)
-        kernels.back_a[(-(-pairs // BACK_A["STEP"]) * len(ds), -(-r // ranks), slots)](
+        launch(
+            kernels.back_a, (-(-pairs // BACK_A["STEP"]) * len(ds), -(-r // ranks), slots),
             gradients.flat, ds, _words(x), gradients.index, group.first, self.starts,
             gradients.ranks, *self._drops(), x.stride(0) // 2, gradients.flat.stride(0),
             ds.stride(0), pairs, MODULES=len(ds), R=r, DROPS=self.keys is not None,
@@ -104,7 +110,8 @@ class RaggedProducts:
     def back_input(self, ds: Tensor, weights: Views, group: Group) -> Tensor:
         r, columns = weights.a[group.first].shape[1:]
         dx, pairs = ds.new_empty(self.tokens, columns), columns // 2
-        kernels.back_input[self._grid(BACK_INPUT, pairs, BACK_INPUT["STEP"])](
+        launch(
+            kernels.back_input, self._grid(BACK_INPUT, pairs, BACK_INPUT["STEP"]),
             _words(dx), ds, _words(weights.flat), weights.index, group.first, self.tiles,
             weights.ranks, *self._drops(), weights.flat.stride(0) // 2, ds.stride(0), pairs,
             MODULES=len(ds), R=r, DROPS=self.keys is not None, DTYPE=TYPES[dx.dtype],

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trials.engines.packed.bank import BLOCK
 from trials.engines.packed.cuda import kernels
+from trials.engines.packed.cuda.launch import launch
 from trials.engines.packed.cuda.ragged import TYPES
 from trials.training.optimizers import EPSILON
 
@@ -24,9 +25,9 @@ def losses(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     The gradient of their sum weighted by `weights` `[N]` takes the place of the logits.
     """
     found = logits.new_empty(len(logits), dtype=torch.float32)
-    kernels.losses[(len(logits),)](
-        logits, targets, weights, found, logits.stride(0), COLUMNS=logits.shape[1],
-        DTYPE=TYPES[logits.dtype], **LOSSES,
+    launch(
+        kernels.losses, (len(logits),), logits, targets, weights, found, logits.stride(0),
+        COLUMNS=logits.shape[1], DTYPE=TYPES[logits.dtype], **LOSSES,
     )
     return found
 
@@ -34,8 +35,9 @@ def losses(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 def norms(bank: Bank, due: Tensor) -> Tensor:
     """The gradient norms `[n]` of the rows where `due` is 1; 0 of the others."""
     partial = bank.gradients.new_empty(len(due), len(bank.blocks))
-    kernels.squares[(len(bank.blocks), len(due))](
-        bank.gradients, partial, bank.blocks, bank.ranks, due, bank.numel, SIZE=BLOCK, num_warps=4,
+    launch(
+        kernels.squares, (len(bank.blocks), len(due)), bank.gradients, partial, bank.blocks,
+        bank.ranks, due, bank.numel, SIZE=BLOCK, num_warps=4,
     )
     return partial.sum(1).sqrt()
 
@@ -43,7 +45,8 @@ def norms(bank: Bank, due: Tensor) -> Tensor:
 def update(bank: Bank, coefficients: Tensor) -> None:
     """One step of the due rows by `optim.COEFFICIENTS`, fp32 `[n, ...]`; their gradients are 0."""
     n, count = coefficients.shape
-    kernels.update[(len(bank.blocks), n)](
-        *bank.rows, bank.compute, bank.blocks, bank.ranks, coefficients, EPSILON, bank.numel,
-        COUNT=count, SIZE=BLOCK, DTYPE=TYPES[bank.compute.dtype], num_warps=4,
+    launch(
+        kernels.update, (len(bank.blocks), n), *bank.rows, bank.compute, bank.blocks, bank.ranks,
+        coefficients, EPSILON, bank.numel, COUNT=count, SIZE=BLOCK,
+        DTYPE=TYPES[bank.compute.dtype], num_warps=4,
     )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trials.engines.packed.cuda import attend
+from trials.engines.packed.cuda.launch import launch
 
 WIDTHS = (16, 32, 64, 128)  # of a head
 LONGEST = 512  # tokens of a row; beyond it flash attention is quicker
@@ -44,7 +45,8 @@ class ShortRows(torch.autograd.Function):
         ctx.fixed = (1.0 / math.sqrt(width) if scale is None else scale,
                      longest if window is None else window, tokens)
         ctx.blocks = longest, len(ends) - 1
-        attend.attend[_grid(FORWARD["M"], heads, ctx.blocks)](
+        launch(
+            attend.attend, _grid(FORWARD["M"], heads, ctx.blocks),
             q, k, v, y, total, ends, *ctx.fixed, *_strides(0, q, k, v, y),
             *_strides(1, q, k, v, y), SHARED=heads // k.shape[1], WIDTH=width, **FORWARD,
         )
@@ -60,10 +62,10 @@ class ShortRows(torch.autograd.Function):
         given = q, k, v, y, dy
         places = *_strides(0, *given), *_strides(1, *given)
         fixed = {"SHARED": heads // shared, "WIDTH": width}
-        attend.attend_back_queries[_grid(BACK_QUERIES["M"], heads, ctx.blocks)](
-            *given, total, dq, ends, *ctx.fixed, *places, **fixed, **BACK_QUERIES)
-        attend.attend_back_keys[_grid(BACK_KEYS["N"], shared, ctx.blocks)](
-            *given, total, dk, dv, ends, *ctx.fixed, *places, **fixed, **BACK_KEYS)
+        launch(attend.attend_back_queries, _grid(BACK_QUERIES["M"], heads, ctx.blocks),
+               *given, total, dq, ends, *ctx.fixed, *places, **fixed, **BACK_QUERIES)
+        launch(attend.attend_back_keys, _grid(BACK_KEYS["N"], shared, ctx.blocks),
+               *given, total, dk, dv, ends, *ctx.fixed, *places, **fixed, **BACK_KEYS)
         return dq, dk, dv, None, None, None, None
 
 
