@@ -89,7 +89,7 @@ class TrainConfig:
     batch_size: int = 8  # examples per optimizer step
     micro_batch_size: int | None = None  # examples per forward, never changes a result; null: auto
     weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # 0: gradients are not clipped
     optimizer: str = "adamw"
     gradient_checkpointing: bool = False
     group_by_length: bool = False

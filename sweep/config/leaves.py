@@ -251,7 +251,7 @@ LEAVES: Mapping[str, Leaf] = {
     "train.batch_size": Leaf(kind="int", low=1, searchable=True),
     "train.micro_batch_size": Leaf(kind="int", low=1, nullable=True, searchable=True),
     "train.weight_decay": Leaf(kind="float", low=0, searchable=True),
-    "train.max_grad_norm": Leaf(kind="float", above=0, searchable=True),
+    "train.max_grad_norm": Leaf(kind="float", low=0, searchable=True),
     "train.optimizer": Leaf(kind="str", known=OPTIMIZERS, searchable=True),
     "train.gradient_checkpointing": _SWITCH,
     "train.group_by_length": _SWITCH,

@@ -39,7 +39,7 @@ GOOD: Mapping[str, list[Any]] = {  # values that a leaf may have
     "train.warmup": [0, 0.03, 0.1],
     "train.batch_size": [1, 4, 8],
     "train.weight_decay": [0, 0.01, 0.1],
-    "train.max_grad_norm": [0.3, 1, 2],
+    "train.max_grad_norm": [0, 0.3, 1],
     "budget.examples": [400, 800, 1200],
     "budget.epochs": [0.5, 1, 2],
 }

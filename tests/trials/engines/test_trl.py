@@ -198,6 +198,13 @@ def test_how_a_batch_is_computed_does_not_matter(dense: Tiny, setting: str) -> N
     assert driver.losses(1) == pytest.approx(driver.losses(0), rel=2e-5)
 
 
+def test_a_largest_norm_of_zero_clips_nothing(dense: Tiny) -> None:
+    trials = [dense.trial(k, examples=48, max_grad_norm=norm)
+              for k, norm in enumerate((0.0, 1e9, 1e-3))]
+    driver = run(dense, *trials)
+    assert driver.losses(0) == driver.losses(1) != driver.losses(2)
+
+
 def test_nf4_trials_do_not_depend_on_the_micro_batch_either(tiny: Tiny) -> None:
     trials = [tiny.trial(k, batch_size=16, micro_batch_size=m) for k, m in enumerate((16, 4))]
     driver = run(tiny, *trials)

@@ -173,9 +173,8 @@ class Clock:
         if not done:
             return Told((), Later(self.losses[:0]))
         due = torch.zeros(n)
-        for slot, seat, _ in done:
+        for slot, _, _ in done:
             due[slot] = 1.0
-            seat.stepped()
 
         def work(tensors: dict[str, Tensor]) -> Tensor:
             losses = self.losses[:n]
@@ -184,7 +183,10 @@ class Clock:
             return told
 
         key = ("step", n, self.optimizer.table.shape[1])
-        return Told(done, Later(self._replays.run(key, {"due": due}, work)))
+        told = Told(done, Later(self._replays.run(key, {"due": due}, work)))
+        for _, seat, _ in done:  # not before: a step that failed is made again
+            seat.stepped()
+        return told
 
     def widen(self, r: int) -> None:
         """Makes room for a larger rank: a new bank with the same adapters in the same slots."""

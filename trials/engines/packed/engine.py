@@ -129,8 +129,7 @@ class Heard:
     """
 
     told: Told
-    ticking: tuple[Seat, ...]
-    measured: Measured | None
+    measured: list[tuple[Sequence[Seat], Measured]]  # those at a tick, usually all in one pass
     written: dict[Seat, tuple[Sample, ...]]
     writing_seconds: float
     states: dict[Seat, Callable[[], Snapshot]]  # of whose trial one is due
@@ -145,6 +144,7 @@ class Shift:
         self.slots, self.evaluation, self.driver = slots, evaluation, driver
         self.lag, self.ragged, self.idle = size.lag, size.ragged, idle
         self._unheard: deque[Heard] = deque()
+        self._alone: deque[Seat] = deque()  # who is to make a step alone, after a clock that failed
         self._done = False  # the driver has no more trials
         self._ask_at = 0.0  # not before; on `time.monotonic`'s clock
 
@@ -190,21 +190,25 @@ class Shift:
             self._end(seat)
 
     def _clock(self) -> None:
-        seats = self._at_work
+        at_work = self._at_work
+        while self._alone and self._alone[0] not in at_work:
+            self._alone.popleft()
+        seats = [self._alone[0]] if self._alone else at_work
         try:
             with self.idle.working():
                 told = self.slots.clock.tick(seats)
         except Exception as error:
             self._rescue(error, seats)
             return
-        ticking = tuple(seat for _, seat, step in told.steps if step.ticks)
+        if self._alone and told.steps:
+            self._alone.popleft()
+        ticking = [seat for _, seat, step in told.steps if step.ticks]
         began = time.perf_counter()
         written = self._written(told)
         seconds = time.perf_counter() - began if written else 0.0
         with self.idle.working():
-            measured = self._measured(ticking) if ticking else None
-        self._unheard.append(
-            Heard(told, ticking, measured, written, seconds, self._states(told)))
+            measured = self._measured(ticking)
+        self._unheard.append(Heard(told, measured, written, seconds, self._states(told)))
 
     def _written(self, told: Told) -> dict[Seat, tuple[Sample, ...]]:
         """The samples of those at the end of their budget, or at any tick where that is asked."""
@@ -226,15 +230,21 @@ class Shift:
         first = min(due, key=lambda seat: seat.course.keeping.due_at)
         return {first: self.slots.snapshot(first)}
 
-    def _measured(self, ticking: tuple[Seat, ...]) -> Measured | None:
+    def _measured(self, seats: Sequence[Seat]) -> list[tuple[Sequence[Seat], Measured]]:
+        """In one pass; after one that failed with less at once, then in halves."""
+        if not seats:
+            return []
         slots = self.slots
-        while True:
-            try:
-                return self.evaluation.measure(slots.forward, slots.pack, slots.bank, ticking)
-            except Exception as error:
-                if not (out_of_memory(error) and self.evaluation.shrink()):
-                    self._give_up(ticking, error)
-                    return None
+        try:
+            return [(seats, self.evaluation.measure(slots.forward, slots.pack, slots.bank, seats))]
+        except Exception as error:
+            if out_of_memory(error) and self.evaluation.shrink():
+                return self._measured(seats)
+            if len(seats) == 1:
+                self._give_up(seats[0], error)
+                return []
+        half = len(seats) // 2
+        return self._measured(seats[:half]) + self._measured(seats[half:])
 
     def _hear(self, lag: int) -> None:
         while len(self._unheard) > lag:
@@ -247,14 +257,15 @@ class Shift:
                     self._take_in_step(seat, step, *(row[slot] for row in numbers))
 
     def _take_in_evaluation(self, heard: Heard) -> None:
-        if heard.measured is None:
+        if not heard.measured:
             return
+        seconds = sum(measured.span.seconds for _, measured in heard.measured)
         for seat in self.slots.seats:
-            seat.course.waited(heard.measured.span.seconds, heard.writing_seconds)
-        found = heard.measured.evaluations()
-        for seat, evaluation in zip(heard.ticking, found, strict=True):
-            seat.course.evaluation = evaluation
-            seat.course.written = heard.written.get(seat, ())
+            seat.course.waited(seconds, heard.writing_seconds)
+        for seats, measured in heard.measured:
+            for seat, evaluation in zip(seats, measured.evaluations(), strict=True):
+                seat.course.evaluation = evaluation
+                seat.course.written = heard.written.get(seat, ())
 
     def _snapshot(self, heard: Heard, seat: Seat) -> Snapshot | None:
         stopped = seat.course.outcome is Outcome.STOPPED and not self._ahead(seat)
@@ -286,20 +297,26 @@ class Shift:
         seat.course.keeping.settle()
         self.driver.finish(seat.course.result())
 
-    def _rescue(self, error: Exception, seats: list[Seat]) -> None:
-        """After a clock that failed: with less at once, without the one too many, or not at all."""
-        clock = self.slots.clock
-        clock.restart(seats)
-        if not out_of_memory(error):
-            self._give_up(seats, error)
-        elif not clock.shapes.shrink():
-            self._give_up([max(seats, key=lambda seat: seat.widths(1)[0])], error)
+    def _rescue(self, error: Exception, seats: Sequence[Seat]) -> None:
+        """After a clock that failed: with less at once, or each alone until its next step.
 
-    def _give_up(self, seats: Sequence[Seat], error: Exception) -> None:
+        So it is known whose fault it is; where nobody fails alone, all make their steps in turn.
+        """
+        clock = self.slots.clock
+        clock.restart(self._at_work)
+        memory = out_of_memory(error)
+        if memory and clock.shapes.shrink():
+            return
+        if len(seats) > 1 and not (memory and not self.ragged):
+            self._alone.extend(seats)
+            return
+        # Padded rows of one slot take as much as those of all slots before it.
+        self._give_up(max(seats, key=lambda seat: seat.widths(1)[0]), error)
+        clock.shapes.restore()
+
+    def _give_up(self, seat: Seat, error: Exception) -> None:
         self._hear(0)
         outcome, reason = end_of(error, self.slots.shared.base.device)
-        for seat in seats:
-            if seat.course.outcome is None:
-                seat.course.end(outcome, reason)
-                self._end(seat)
-
+        if seat.course.outcome is None:
+            seat.course.end(outcome, reason)
+            self._end(seat)

@@ -74,7 +74,7 @@ class PackedEvaluation:
     def shrink(self) -> bool:
         """After a pass that did not fit into memory: less at once. False: it was the least."""
         before, self._tokens = self._tokens, max(1, self._tokens // 2)
-        return before > self._corpus.longest
+        return before > 1
 
     def _groups(self, n: int) -> Iterator[Rows]:
         """Examples that n slots evaluate at once, alike in length."""

@@ -34,6 +34,9 @@ class Shapes(Protocol):
     def shrink(self) -> bool:
         """After a clock that did not fit into memory: less at once. False: it was the least."""
 
+    def restore(self) -> None:
+        """As much as at first, when the trial that did not fit is gone."""
+
 
 class PaddedShapes:
     """As many rows of one width for every slot, up to the last that is taken.
@@ -46,7 +49,7 @@ class PaddedShapes:
     OVERHEAD = 128  # of a clock, in tokens
 
     def __init__(self, limit: Limit) -> None:
-        self._limit = limit
+        self._limit = self._fitted = limit
         self._last = Padded(1, 1, 1)
 
     def choose(self, seats: Sequence[Seat]) -> tuple[Padded, Counts]:
@@ -76,6 +79,9 @@ class PaddedShapes:
         self._limit = replace(self._limit, tokens=max(1, self._last.tokens // 2))
         return self._last.rows > 1
 
+    def restore(self) -> None:
+        self._limit = self._fitted
+
 
 class RaggedShapes:
     """Rows end to end: all slots' whole batches where they fit, else the same share of each.
@@ -85,7 +91,7 @@ class RaggedShapes:
     """
 
     def __init__(self, slots: int, tokens: int, longest: int) -> None:
-        self.tokens = clock_tokens(tokens, longest)
+        self.tokens = self._fitted = clock_tokens(tokens, longest)
         self._slots, self._longest = slots, longest
         self._turn = 0
 
@@ -121,6 +127,9 @@ class RaggedShapes:
     def shrink(self) -> bool:
         before, self.tokens = self.tokens, clock_tokens(self.tokens // 2, self._longest)
         return self.tokens < before
+
+    def restore(self) -> None:
+        self.tokens = self._fitted
 
     def _shape(self, tokens: int, rows: int, targets: int) -> Ragged:
         size = rounded(tokens)

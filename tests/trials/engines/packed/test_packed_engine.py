@@ -24,7 +24,9 @@ from trials.contract import (
     Verdict,
     tick_examples,
 )
-from trials.engines.packed import prepare, size
+from trials.engines.packed import optim, prepare, size
+from trials.engines.packed.clock import Clock
+from trials.engines.packed.evaluation import PackedEvaluation
 from trials.training import state as training_state
 from trials.training.state import State, read_state
 from trials.worker import work
@@ -111,6 +113,13 @@ def test_how_a_batch_is_computed_does_not_matter(tiny: Tiny, setting: dict[str, 
     trials = [tiny.trial(0, examples=48), tiny.trial(1, examples=48, **setting)]
     driver = run(tiny, *trials, capacity=2)
     assert driver.losses(1) == pytest.approx(driver.losses(0), rel=2e-5)
+
+
+def test_a_largest_norm_of_zero_clips_nothing(tiny: Tiny) -> None:
+    trials = [tiny.trial(k, examples=48, max_grad_norm=norm)
+              for k, norm in enumerate((0.0, 1e9, 1e-3))]
+    driver = run(tiny, *trials, capacity=3)
+    assert driver.losses(0) == driver.losses(1) != driver.losses(2)
 
 
 def test_hearing_the_device_later_changes_no_trial(tiny: Tiny) -> None:
@@ -347,23 +356,81 @@ def test_what_does_not_fit_at_all_is_infeasible_one_trial_at_a_time(
     assert reason.startswith("does not fit into memory: CUDA out of memory")
 
 
-def test_a_broken_clock_fails_its_trials_and_the_next_are_as_ever(
+@pytest.mark.parametrize(("owner", "method"), [(Clock, "tick"), (PackedEvaluation, "measure")])
+@pytest.mark.parametrize("capacity", [3, 4])
+def test_a_trial_that_breaks_the_pack_fails_alone(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, capacity: int
+) -> None:
+    trials = [tiny.trial(k, seed=k, examples=48, batch_size=12, ticks=2) for k in range(4)]
+    whole, plain = run(tiny, *trials, capacity=capacity), getattr(owner, method)
+
+    def broken(self: Any, *given: Any) -> Any:
+        if any(seat.trial.number == 1 and seat.at > 1 for seat in given[-1]):
+            raise RuntimeError("a bug")
+        return plain(self, *given)
+
+    monkeypatch.setattr(owner, method, broken)
+    driver = run(tiny, *trials, capacity=capacity)
+    assert outcomes(driver) == {0: Outcome.COMPLETE, 1: Outcome.FAILED, 2: Outcome.COMPLETE,
+                                3: Outcome.COMPLETE}
+    [guilty] = [result for result in driver.results if result.trial == 1]
+    assert guilty.reason == "RuntimeError: a bug"
+    for k in (0, 2, 3):
+        assert driver.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
+
+
+def test_what_breaks_nobody_alone_fails_nobody(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trials.engines.packed.clock import Clock
+    trials = [tiny.trial(k, seed=k, examples=48, batch_size=12, ticks=2) for k in range(3)]
+    whole = run(tiny, *trials, capacity=3)
+    tick = Clock.tick
 
-    tick, calls = Clock.tick, iter([True])
-
-    def broken(*given: Any) -> Any:
-        if next(calls, False):
-            raise RuntimeError("a bug")
-        return tick(*given)
+    def broken(self: Clock, seats: Any) -> Any:
+        if len(seats) == 3:
+            raise RuntimeError("three are one too many")
+        return tick(self, seats)
 
     monkeypatch.setattr(Clock, "tick", broken)
-    driver = run(tiny, *(tiny.trial(k) for k in range(3)), capacity=2)
-    assert [outcomes(driver)[k] for k in range(3)] == [
-        Outcome.FAILED, Outcome.FAILED, Outcome.COMPLETE]
-    assert driver.results[0].reason == "RuntimeError: a bug"
+    driver = run(tiny, *trials, capacity=3)
+    for k in range(3):
+        assert outcomes(driver)[k] is Outcome.COMPLETE
+        assert driver.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
+
+
+@pytest.mark.parametrize("at", [1, 4, 8])
+def test_an_optimizer_step_that_does_not_fit_is_made_again(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    trials = [tiny.trial(k, seed=k, examples=64, ticks=4) for k in range(2)]
+    whole = run(tiny, *trials, capacity=2)
+    plain, calls = optim._update, iter(range(1, 1000))
+
+    def update(*given: Any) -> None:
+        if next(calls) == at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        plain(*given)
+
+    monkeypatch.setattr(optim, "_update", update)
+    driver = run(tiny, *trials, capacity=2)
+    for k in range(2):
+        assert outcomes(driver)[k] is Outcome.COMPLETE
+        assert driver.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
+        steps = [point.examples for r in driver.reports if r.trial == k for point in r.history]
+        assert steps == [point.examples for r in whole.reports if r.trial == k
+                         for point in r.history]
+
+
+def test_an_evaluation_that_fits_fewer_slots_takes_them_in_turn(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [tiny.trial(k, seed=k) for k in range(3)]
+    whole = run(tiny, *trials, capacity=3)
+    out_of_memory_beyond(monkeypatch, 1, training=False)
+    driver = run(tiny, *trials, capacity=3)
+    for k in range(3):
+        assert outcomes(driver)[k] is Outcome.COMPLETE
+        assert driver.losses(k) == pytest.approx(whole.losses(k), rel=1e-5)
 
 
 def test_a_trial_that_a_pack_cannot_train_fails_alone(tiny: Tiny) -> None:
