@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import shlex
 import shutil
 import signal
@@ -35,7 +36,7 @@ EVAL_SIZE = 16
 TICKS = 5
 ENDING_S = 60.0  # for an interrupted sweep to stop at its next reports
 COLUMNS = ("run", "wall clock s", "trials", "complete", "pruned", "steps", "trial-steps/s",
-           "evaluation", "best loss", "device GiB", "all trials, s")
+           "evaluation", "idle", "best loss", "device GiB", "all trials, s")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Ran:
     steps: int = 0
     evaluation: float = 0.0  # share of the trials' time
     best_loss: float | None = None
+    idle: str = "-"  # share of a pack's time from its first clock on, as its worker's log says
     device_bytes: int | None = None
     device: str = ""
 
@@ -166,8 +168,13 @@ def _ran(name: str, seconds: float, interrupted: bool, study: Path, peak: int | 
         outcomes=tuple(trial["outcome"] for trial in ended),
         steps=sum(int(trial["examples"] or 0) for trial in trials) // BATCH,
         evaluation=sum(float(trial["eval_seconds"] or 0) for trial in trials) / max(busy, 1e-9),
-        best_loss=min(losses, default=None),
+        idle=_idle(study / "logs" / "worker-0.log"), best_loss=min(losses, default=None),
     )
+
+
+def _idle(log: Path) -> str:
+    said = re.findall(r"the device idled (\S+) of the time", log.read_text(errors="replace"))
+    return said[-1] if said else "-"
 
 
 def all_trials_s(ran: Ran, trials: int) -> float | None:
@@ -192,6 +199,7 @@ def row(ran: Ran, trials: int) -> list[str]:
         str(ran.steps),
         f"{ran.steps / ran.seconds:.2f}",
         f"{ran.evaluation:.1%}",
+        ran.idle,
         "-" if ran.best_loss is None else f"{ran.best_loss:.4f}",
         tables.gib(ran.device_bytes or 0),
         f"about {said}" if ran.interrupted else said,

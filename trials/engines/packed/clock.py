@@ -53,7 +53,7 @@ class Clock:
         self.losses = torch.zeros(slots, dtype=dtype, device=device)  # of batches under way
         self.scales = torch.zeros(slots, dtype=dtype, device=device)  # alpha / r over 1 - p
         self.rates = torch.zeros(slots, dtype=torch.float64, device=device)  # of dropout
-        self.starts = torch.zeros(slots, dtype=torch.int32, device=device)  # of dropout's keys
+        self.seeds = torch.zeros(slots, dtype=torch.int32, device=device)  # of dropout
         self.optimizer = Optimizer(slots, device, scaled=bank.compute.dtype == torch.float16)
         self._drops, self._checkpointing = drops, False
 
@@ -64,21 +64,22 @@ class Clock:
         self.losses[seat.slot] = 0.0
         self.scales[seat.slot] = seat.scale / (1.0 - rate)
         self.rates[seat.slot] = rate
-        self.starts[seat.slot] = seed_key(seat.trial.seed)
+        self.seeds[seat.slot] = seed_key(seat.trial.seed)
         self.optimizer.seat(seat.slot, seat.coefficients)
 
     def tick(self, seats: Sequence[Seat]) -> Told:
         """Trains the next micro-batches of as many seats as fit; who completes a batch, steps."""
         shape, rows = self.shapes.choose(seats)
-        given: list[Seat | None] = [None] * shape.slots
+        by_slot: list[Seat | None] = [None] * shape.slots
         for seat in seats:
-            given[seat.slot] = seat
-        taken = [seat.take(rows[seat.slot]) if seat and rows[seat.slot] else None for seat in given]
-        samples = self.corpus.samples([rows and rows[0] for rows in taken], shape)
-        self._accumulate(samples, shape, given)
+            by_slot[seat.slot] = seat
+        taken = [seat.take(rows[seat.slot]) if seat and rows[seat.slot] else None
+                 for seat in by_slot]
+        samples = self.corpus.samples([own and own[0] for own in taken], shape)
+        self._accumulate(samples, shape, by_slot)
         return self._step(tuple(
-            (seat.slot, seat, rows[1]) for seat, rows in zip(given, taken, strict=True)
-            if seat is not None and rows is not None and rows[1] is not None
+            (seat.slot, seat, own[1]) for seat, own in zip(by_slot, taken, strict=True)
+            if seat is not None and own is not None and own[1] is not None
         ), shape.slots)
 
     def rehearse(self, tokens: int, checkpointing: bool) -> int:
@@ -112,23 +113,23 @@ class Clock:
                 self.forward.measured(hidden, samples.targets)
 
     def _rehearsed(self, tokens: int) -> tuple[Tensor, Samples, Padded | Ragged]:
-        shape, given = self.shapes.rehearsed(tokens, self.corpus)
-        samples = _few_targets(self.corpus.samples(given, shape))
+        shape, rows = self.shapes.rehearsed(tokens, self.corpus)
+        samples = _few_targets(self.corpus.samples(rows, shape))
         device = self.losses.device
         tensors = {name: sent(value, device) for name, value in samples.tensors.items()}
         shares = torch.zeros(shape.slots + 1, dtype=torch.float64, device=device)
         return shares, Samples(**tensors), shape
 
     def _accumulate(
-        self, samples: Samples, shape: Padded | Ragged, given: Sequence[Seat | None]
+        self, samples: Samples, shape: Padded | Ragged, by_slot: Sequence[Seat | None]
     ) -> None:
-        self.checkpoint(any(s and s.trial.train.gradient_checkpointing for s in given))
-        shares = [0.0 if seat is None else 1.0 / seat.batch_targets for seat in given]
+        self.checkpoint(any(s and s.trial.train.gradient_checkpointing for s in by_slot))
+        shares = [0.0 if seat is None else 1.0 / seat.batch_targets for seat in by_slot]
         inputs = samples.tensors | {"shares": torch.tensor([*shares, 0.0], dtype=torch.float64)}
 
         def work(tensors: dict[str, Tensor]) -> None:
-            given = dict(tensors)
-            self._work(given.pop("shares"), Samples(**given), shape)
+            own = dict(tensors)
+            self._work(own.pop("shares"), Samples(**own), shape)
 
         key = ("accumulate", shape, self._drops, self._checkpointing)
         self._replays.run(key, inputs, work)
@@ -154,7 +155,7 @@ class Clock:
     def _products(self, samples: Samples, shape: Padded | Ragged, *, drops: bool) -> Products:
         keys = None
         if drops:
-            keys = row_keys(self.starts[samples.owner], samples.order, samples.tokens)
+            keys = row_keys(self.seeds[samples.owner], samples.order, samples.tokens)
         if isinstance(shape, Padded):
             n = shape.slots
             return PaddedProducts(
@@ -182,7 +183,7 @@ class Clock:
             losses.masked_fill_(tensors["due"] > 0, 0.0)
             return told
 
-        key = ("step", n, self.optimizer.table.shape[1])
+        key = ("step", n, self.optimizer.table.shape[1])  # it is another table when it has grown
         told = Told(done, Later(self._replays.run(key, {"due": due}, work)))
         for _, seat, _ in done:  # not before: a step that failed is made again
             seat.stepped()
@@ -204,7 +205,7 @@ class Clock:
 
     def move(self, source: int, target: int) -> None:
         """Takes a slot's numbers along when its rows of the bank move."""
-        for vector in (self.losses, self.scales, self.rates, self.starts):
+        for vector in (self.losses, self.scales, self.rates, self.seeds):
             vector[target] = vector[source]
         self.optimizer.move(source, target)
         self.losses[source] = 0.0

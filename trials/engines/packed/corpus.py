@@ -18,7 +18,7 @@ from torch import Tensor
 from trials.data.examples import Examples
 
 Ints = NDArray[np.int64]
-TILE = 64  # tokens; see `cuda/kernels.py`
+TILE = 64  # tokens of one slot that a program of `cuda/kernels.py` is given, at most
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from trials.training.schedule import rate_factor, warmup_steps
 SUPPORTED = ("adamw", "sgd")
 COEFFICIENTS = (
     "due",  # 1: the row's gradient is complete
-    "clip",  # the gradient's largest norm; inf: any
+    # The gradient's largest norm; inf: any. For `_update`, what the gradient is multiplied with
+    "clip",  # instead; 0: it is not finite, and becomes 0.
     "decay",  # what weight decay leaves of a parameter
     "new_first",  # the gradient's share in the first moment
     "old_second",  # the share of the second moment that stays

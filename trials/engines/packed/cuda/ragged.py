@@ -14,11 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from trials.engines.packed.bank import Views
+from trials.engines.packed.corpus import TILE
 from trials.engines.packed.cuda import kernels
 from trials.engines.packed.cuda.launch import launch
 from trials.engines.packed.products import Group
 
-TILE = 64  # tokens of a tile
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 # Tokens, and columns or pairs of columns, that one program holds at a time: the quickest of those
 # tried on an H200, at Llama's widths and r 16.
