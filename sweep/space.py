@@ -151,7 +151,7 @@ def examples(chosen: Mapping[str, Any], train_examples: int) -> int:
 
 
 def assignment(
-    config: SweepConfig, *, worker: str, device: str, threads: int | None = None
+    config: SweepConfig, *, worker: str, device: str, threads: int | None = None, sharing: int = 1
 ) -> Assignment:
     """What a worker is started with: all that any trial of the study may use."""
     modules = (_modules(value) for value in possible(config, "lora.target_modules"))
@@ -171,6 +171,7 @@ def assignment(
         max_r=max(possible(config, "lora.r")),
         gradient_checkpointing=all(possible(config, "train.gradient_checkpointing")),
         threads=threads,
+        sharing=sharing,
         samples=config.samples,
         samples_at_ticks=config.samples_at_ticks,
         adapters_dir=str(config.study_dir / "adapters") if config.keep_adapters else None,

@@ -30,17 +30,18 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 =?"
 SEED = 11
 
 
-def build_base(folder: Path) -> Path:
-    """A Llama of some 100,000 random parameters and a tokenizer of single characters."""
+def build_base(folder: Path, **shape: int) -> Path:
+    """A Llama of some 100,000 random parameters, or another shape; a token is a character."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "num_key_value_heads": 2}
     config = LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
+        vocab_size=64, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        tie_word_embeddings=False, **small | shape,
     )
     with torch.random.fork_rng():
         torch.manual_seed(SEED)

@@ -150,6 +150,7 @@ class Assignment:
     max_r: int | None = None  # the largest rank that the study may use; null: unknown
     gradient_checkpointing: bool = False  # whether every trial recomputes its activations
     threads: int | None = None  # CPU threads for this worker; null: all
+    sharing: int = 1  # workers on its device, each with an equal part of the memory
     samples: int = 0  # evaluation prompts to generate for
     samples_at_ticks: bool = False  # at each tick, not only at a trial's end
     adapters_dir: str | None = None  # where adapters are written; null: keep none

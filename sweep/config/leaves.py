@@ -287,7 +287,7 @@ EITHER = (("lora.alpha", "lora.alpha_ratio"), ("budget.examples", "budget.epochs
 # Options of engines, samplers, pruners and trackers whose rule is more than a type.
 OPTIONS: Mapping[str, Leaf] = {
     "engine.capacity": Leaf(kind="int", low=1, high=1024, nullable=True),
-    "engine.memory_fraction": Leaf(kind="float", low=0.01, high=1),
+    "engine.memory_fraction": Leaf(kind="float", low=0.01, high=1, nullable=True),
     "engine.resident": Leaf(kind="switch"),
     "engine.compile": Leaf(kind="switch"),
     "engine.seconds_per_tick": Leaf(kind="float", low=0, high=86_400),

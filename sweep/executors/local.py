@@ -63,7 +63,8 @@ class Local:
     def _start(self, index: int) -> None:
         device, name = self._devices[index], f"worker-{index}"
         threads = threads_of(device, self._devices)
-        given = assignment(self._config, worker=name, device=device, threads=threads)
+        given = assignment(self._config, worker=name, device=device, threads=threads,
+                           sharing=self._devices.count(device))
         log = self._config.study_dir / "logs" / f"{name}.log"
         worker = WorkerProcess(given, log, self._lock)
         self._workers[worker.connection] = worker

@@ -63,10 +63,19 @@ def device_facts(device: torch.device, dtype: str) -> DeviceFacts:
     return DeviceFacts(
         name=_cpu_name() if device.type == "cpu" else torch.cuda.get_device_name(device),
         kind=device.type,
-        memory_bytes=_memory_bytes(device),
+        memory_bytes=memory_bytes(device),
         dtype=dtype,
         versions=versions,
     )
+
+
+def memory_bytes(device: torch.device) -> int:
+    """All memory of the device; of a CPU, the host's."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    import psutil  # type: ignore[import-untyped]
+
+    return int(psutil.virtual_memory().total)
 
 
 def _cuda_dtype(device: torch.device, asked: str) -> str:
@@ -87,14 +96,6 @@ def _cpu_dtype() -> str:
     # the demo's step took as long in bf16 as in fp32 within the noise, a base 1024 wide under half
     # as long: there fp32 is the default for its exactness, and model.dtype=bf16 is worth a try.
     return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
-
-
-def _memory_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
-    import psutil  # type: ignore[import-untyped]
-
-    return int(psutil.virtual_memory().total)
 
 
 def _cpu_name() -> str:

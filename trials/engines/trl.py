@@ -89,7 +89,8 @@ class TrlEngine:
 
     def __post_init__(self) -> None:
         self._dtype = DTYPES[self.base.config.dtype]
-        self._evaluation = self._batches(evaluation_limit(self.base))
+        self._evaluation = self._batches(
+            evaluation_limit(self.base, self.assignment.sharing))
 
     def run(self, driver: Driver) -> None:
         """Trains one trial after another until the driver has none."""
@@ -173,7 +174,7 @@ class TrlEngine:
                 tokenizer=self.base.tokenizer,
                 device=self.base.device,
                 dtype=self._dtype,
-                limit=training_limit(self.base, trial.train),
+                limit=training_limit(self.base, trial.train, self.assignment.sharing),
             )
             train_adapter(adapter, trial, self.steps(trial), feed, course, start)
             if course.outcome is Outcome.COMPLETE:

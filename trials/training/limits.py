@@ -8,7 +8,7 @@ import traceback
 import torch
 
 from trials.base import Base
-from trials.base.devices import DTYPES
+from trials.base.devices import DTYPES, memory_bytes
 from trials.contract import InputError, Outcome, TrainConfig
 from trials.data.examples import Example
 from trials.engines import DeviceLost
@@ -32,16 +32,35 @@ CROWD_SHARE = 0.1  # of a device: what others hold below it decides about hardly
 SHARE = 0.6  # of the free memory: the estimate is rough, and a step that fails is cut in two
 
 
-def training_limit(base: Base, train: TrainConfig) -> Limit:
-    """The micro-batch: `train.micro_batch_size` rows, or what should fit into memory."""
+def training_limit(base: Base, train: TrainConfig, sharing: int = 1) -> Limit:
+    """The micro-batch: `train.micro_batch_size` rows, or what should fit into memory.
+
+    `sharing` workers have equal parts of the device's, here and below.
+    """
     if train.micro_batch_size is not None:
         return Limit(rows=train.micro_batch_size)
-    return _limit(base, CHECKPOINTED_BYTES if train.gradient_checkpointing else TRAINING_BYTES)
+    unit = CHECKPOINTED_BYTES if train.gradient_checkpointing else TRAINING_BYTES
+    return _limit(base, unit, sharing)
 
 
-def evaluation_limit(base: Base) -> Limit:
+def evaluation_limit(base: Base, sharing: int = 1) -> Limit:
     """How much one forward of the evaluation holds."""
-    return _limit(base, FORWARD_BYTES)
+    return _limit(base, FORWARD_BYTES, sharing)
+
+
+def room(device: torch.device, most: float) -> float:
+    """The bytes that this process may still take, where it may hold `most` of the device's.
+
+    What others have not taken yet counts as free, so `most` has to leave it to them.
+    """
+    if device.type == "cpu":
+        import psutil  # type: ignore[import-untyped]
+
+        held = psutil.Process().memory_info().rss
+        return float(min(psutil.virtual_memory().available, most - held))
+    free, _ = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_allocated(device)  # what it has reserved beyond it is as good as free
+    return min(free + torch.cuda.memory_reserved(device) - held, most - held)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -95,12 +114,12 @@ def keeps_packed_apart(base: Base) -> None:
         )
 
 
-def _limit(base: Base, bytes_per_unit: int) -> Limit:
+def _limit(base: Base, bytes_per_unit: int, sharing: int) -> Limit:
     config = base.model.config.get_text_config()
     target = LOGIT_BYTES * config.vocab_size
     if base.device.type == "cpu":
         return Limit(tokens=CPU_TOKENS, targets=max(CPU_LOGIT_BYTES // target, 1))
-    free = SHARE * _free_bytes(base.device)
+    free = SHARE * room(base.device, memory_bytes(base.device) / sharing)
     token = bytes_per_unit * config.num_hidden_layers * config.hidden_size
     tokens = int(0.7 * free / token)
     return Limit(tokens=min(max(tokens, 1), MOST_TOKENS), targets=max(int(0.3 * free / target), 1))
@@ -117,12 +136,6 @@ def _too_large(said: str, device: torch.device) -> tuple[Outcome, str]:
         return Outcome.STOPPED, f"does not fit into memory beside {beside}: {said}"
     context = f"(of it, other processes and the CUDA context hold {hold})"
     return Outcome.INFEASIBLE, f"does not fit into memory: {said} {context}"
-
-
-def _free_bytes(device: torch.device) -> int:
-    free, _ = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return free + unused
 
 
 def _probe(base: Base, start: int) -> Example:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +21,8 @@ from sweep.ending import BUDGET, COMPLETE
 from sweep.executors.devices import devices, shares, threads_of, visible_gpus
 from sweep.observers import Closed
 from sweep.run import run_sweep
-from trials.contract import InputError, Report, Verdict
+from sweep.space import assignment
+from trials.contract import Assignment, InputError, Report, Verdict
 
 EXECUTORS = ("inline", "local")
 
@@ -293,3 +295,22 @@ def test_shares_of_devices_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shares(["cuda:0", "cuda:1"], 3) == ["cuda:0", "cuda:1", "cuda:0"]
     assert threads_of("cpu", ["cpu"] * 3) == 2 and threads_of("cpu", ["cpu"]) is None
     assert threads_of("cuda:0", ["cuda:0"] * 2) is None
+
+
+def test_each_worker_knows_how_many_share_its_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sweep.executors.devices._installed_gpus", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    given: dict[str, tuple[str, int]] = {}
+
+    def told(config: SweepConfig, **what: Any) -> Assignment:
+        made = assignment(config, **what)
+        given[made.worker] = made.device, made.sharing
+        return made
+
+    monkeypatch.setattr("sweep.executors.local.assignment", told)
+    config = local(tmp_path, "device=cuda", "executor.workers=3", "engine.seconds_per_tick=0.05")
+    assert run_sweep(config, Recorder()) == 0
+    assert given == {
+        "worker-0": ("cuda:0", 2), "worker-1": ("cuda:1", 1), "worker-2": ("cuda:0", 2)}

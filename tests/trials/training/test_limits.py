@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tiny import Tiny, made_in
 
 from trials.base import Base, load_base
 from trials.contract import InputError, TrainConfig
+from trials.training import limits
 from trials.training.batches import Limit
 from trials.training.limits import (
     evaluation_limit,
@@ -69,6 +71,29 @@ def test_a_model_that_ignores_positions_may_not_pack(
     monkeypatch.setattr(base.model, "forward", deaf)
     with pytest.raises(InputError, match="LlamaForCausalLM examples packed into one row would see"):
         keeps_packed_apart(base)
+
+
+def test_workers_on_one_gpu_have_equal_parts_of_it(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total, held = 2**28, 2**25
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (total - held, total))
+    for name in ("memory_allocated", "memory_reserved"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: held)
+    monkeypatch.setattr(limits, "memory_bytes", lambda device: total)
+    shared = replace(base, device=torch.device("cuda:0"))
+    train = TrainConfig(learning_rate=0.1)
+
+    def found(sharing: int) -> int:
+        limit = training_limit(shared, train, sharing)
+        assert limit.tokens is not None and limit.targets is not None
+        assert evaluation_limit(shared, sharing).targets == limit.targets
+        return limit.tokens
+
+    alone, half, quarter = map(found, (1, 2, 4))
+    free = [total // sharing - held for sharing in (1, 2, 4)]
+    assert half / alone == pytest.approx(free[1] / free[0], rel=1e-2)
+    assert quarter / alone == pytest.approx(free[2] / free[0], rel=1e-2)
 
 
 @pytest.mark.gpu

@@ -15,7 +15,8 @@
 LoRA's products come in two layouts: `products.py` pads every slot to the same number of tokens (any
 device), `cuda/` lays all tokens end to end, on Triton kernels. There `fused.py` compiles what is
 elementwise, `attention.py` keeps rows apart (short ones by kernels of `cuda/`, long ones by flash
-attention), and `replay.py` records whole clocks as CUDA graphs.
+attention), `apart.py` tries whether it does in this base, and `replay.py` records whole clocks as
+CUDA graphs.
 `bank.py` holds the adapters, `slots.py` seats trials in it, `initial.py` lets PEFT make and write
 them, `size.py` says how many fit, and `refusals.py` what a pack cannot do. `later.py` holds what is
 on its way between host and device. A row is an example where there are tokens (seat, shapes,

@@ -40,10 +40,11 @@ def end_to_end(model: PreTrainedModel) -> Iterator[None]:
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     *, cu_seq_lens_q: Tensor, max_length_q: int, scaling: float | None = None,
-    sliding_window: int | None = None, softcap: float | None = None, **_: Any,
+    sliding_window: int | None = None, softcap: float | None = None,
+    s_aux: Tensor | None = None, **_: Any,
 ) -> tuple[Tensor, None]:
-    if softcap is not None or attention_mask is not None:
-        raise ValueError("attention with a soft cap or a mask of its own")
+    if softcap is not None or attention_mask is not None or s_aux is not None:
+        raise ValueError("attention with a soft cap, sinks or a mask of its own")
     q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))
     given = cu_seq_lens_q, max_length_q, scaling, sliding_window
     y: Tensor = _kernels(q, max_length_q).apply(q, k, v, *given)  # type: ignore[no-untyped-call]

@@ -8,6 +8,7 @@ that the device need not wait; what a stopped trial did meanwhile is told to nob
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,11 +34,17 @@ from trials.engines.packed.layers import grouped, packed_layers
 from trials.engines.packed.replay import Replays
 from trials.engines.packed.seat import Seat
 from trials.engines.packed.shapes import PaddedShapes, RaggedShapes, Shapes
-from trials.engines.packed.size import FIRST_R, Size, Wanted
+from trials.engines.packed.size import FIRST_R, Size, clock_tokens, free_bytes
 from trials.engines.packed.slots import Slots
 from trials.engines.trl import TrlEngine
 from trials.quiet import quiet
-from trials.training.limits import end_of, evaluation_limit, out_of_memory, training_limit
+from trials.training.limits import (
+    check_device,
+    end_of,
+    evaluation_limit,
+    out_of_memory,
+    training_limit,
+)
 from trials.training.plan import Step
 
 ANY = TrainConfig(learning_rate=0.0)  # what fits into memory without checkpointing
@@ -51,8 +58,7 @@ class PackedEngine:
         base, data = shared.base, shared.data
         pad = int(base.tokenizer.pad_token_id)
         self.corpus = Corpus(data.train, pad)
-        wanted = Wanted.of(shared.assignment.engine)
-        self.forward = Forward(base, wanted.memory_fraction)
+        self.forward = Forward(base, free_bytes(base, shared.assignment))
         self.idle = Idle(base.device)
         self._dtype = DTYPES[base.config.dtype]
         self._groups = grouped(base.model, layers)
@@ -75,6 +81,8 @@ class PackedEngine:
         with self.slots() as slots:
             self.idle.restart()
             Shift(slots, evaluation, driver, size, self.idle).work()
+            if (share := self.idle.fraction) is not None:
+                print(f"the device idled {share:.1%} of the time", file=sys.stderr, flush=True)
 
     @contextmanager
     def slots(self, size: Size | None = None) -> Iterator[Slots]:
@@ -118,7 +126,9 @@ class PackedEngine:
     def _shapes(self, size: Size) -> Shapes:
         if size.ragged:
             return RaggedShapes(size.slots, size.tokens, self.corpus.longest)
-        return PaddedShapes(training_limit(self.shared.base, ANY))
+        limit = training_limit(self.shared.base, ANY)
+        tokens = clock_tokens(size.tokens, self.corpus.longest)
+        return PaddedShapes(replace(limit, tokens=min(limit.tokens or tokens, tokens)))
 
 
 @dataclass(frozen=True)
@@ -204,9 +214,9 @@ class Shift:
             self._alone.popleft()
         ticking = [seat for _, seat, step in told.steps if step.ticks]
         began = time.perf_counter()
-        written = self._written(told)
-        seconds = time.perf_counter() - began if written else 0.0
         with self.idle.working():
+            written = self._written(told)
+            seconds = time.perf_counter() - began if written else 0.0
             measured = self._measured(ticking)
         self._unheard.append(Heard(told, measured, written, seconds, self._states(told)))
 
@@ -302,9 +312,10 @@ class Shift:
 
         So it is known whose fault it is; where nobody fails alone, all make their steps in turn.
         """
-        clock = self.slots.clock
+        clock, memory = self.slots.clock, out_of_memory(error)
+        if not memory:
+            check_device(self.slots.shared.base.device, error)
         clock.restart(self._at_work)
-        memory = out_of_memory(error)
         if memory and clock.shapes.shrink():
             return
         if len(seats) > 1 and not (memory and not self.ragged):

@@ -18,7 +18,6 @@ from trials.base import Base
 from trials.base.devices import DTYPES
 from trials.engines.packed.attention import end_to_end, row_ends
 from trials.engines.packed.corpus import Padded, Ragged, Samples
-from trials.engines.packed.size import free_bytes
 from trials.evaluate import computing, target_logits
 from trials.training.batches import Batch
 
@@ -32,13 +31,13 @@ Tail = Callable[[Tensor], Tensor]
 class Forward:
     """A base's forward; its layers compute for whatever flight the pack is in."""
 
-    def __init__(self, base: Base, memory_fraction: float) -> None:
+    def __init__(self, base: Base, free_bytes: float) -> None:
         self._model: Any = base.model
         self._device, self._dtype = base.device, DTYPES[base.config.dtype]
         self._fused = base.device.type == "cuda" and self._dtype != torch.float32
         self._tail = _tail(base)
         size = int(base.model.config.get_text_config().vocab_size)
-        logits = min(LOGITS, int(SHARE * free_bytes(base, memory_fraction) / LOGIT_BYTES))
+        logits = min(LOGITS, int(SHARE * free_bytes / LOGIT_BYTES))
         self._part = max(1, logits // size)
         self.logit_bytes = self._part * size * LOGIT_BYTES
 

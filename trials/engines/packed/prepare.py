@@ -14,6 +14,7 @@ from trials.base.targets import linear_modules
 from trials.cached import keep_compiled
 from trials.contract import Assignment, Driver, EngineConfig, Setup
 from trials.data import load_data
+from trials.engines.packed.apart import check_apart
 from trials.engines.packed.engine import PackedEngine
 from trials.engines.packed.initial import targeted
 from trials.engines.packed.layers import check_layers
@@ -86,7 +87,7 @@ def _sized(shared: TrlEngine, layers: Mapping[str, nn.Module], driver: Driver) -
     if engine.size.ragged and not (engine.forward.ends_known and _computes(engine, driver)):
         engine = PackedEngine(shared, layers, _first(shared, layers, ragged=False))
     if base.device.type != "cuda":
-        token_bytes = guessed_token_bytes(base)
+        token_bytes = guessed_token_bytes(base, layers, engine.size.r)
         engine.size = _fitted(engine, token_bytes=token_bytes, fixed_bytes=engine.fixed_bytes)
     if not engine.size.ragged:
         _check(engine)
@@ -105,6 +106,7 @@ def _computes(engine: PackedEngine, driver: Driver) -> bool:
     """Whether rows may lie end to end; where not, why is noted, for padding them is slower."""
     driver.progress("compiling for this device, which is kept for the next time", 0, 0)
     try:
+        check_apart(engine.shared.base, engine.forward, engine.corpus.longest)
         engine.compile(max(PROBES))  # many: what is compiled tunes itself to the first clock
         engine.rehearse(max(PROBES))
     except Exception as error:
@@ -153,7 +155,7 @@ def _fitted(engine: PackedEngine, *, token_bytes: float, fixed_bytes: float) -> 
 
 
 def _too_small(engine: PackedEngine) -> Refused:
-    free = max(0.0, free_bytes(engine.shared.base)) / GIB
+    free = max(0.0, free_bytes(engine.shared.base, engine.shared.assignment)) / GIB
     return Refused(
         f"engine=packed: a clock of a few rows does not fit beside the base: {free:.1f} GiB are "
         "free.",

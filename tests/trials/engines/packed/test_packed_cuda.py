@@ -14,16 +14,19 @@ from typing import Any
 import pytest
 import torch
 from packs import interrupted, mixed, prepared, run, seated, ticked
-from tiny import Tiny, made_in
+from tiny import Recorder, Tiny, build_base, made_in
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from trials.contract import InputError, Outcome
+from trials.contract import EngineConfig, InputError, Outcome
 from trials.dropout import module_key, row_keys
-from trials.engines.packed import optim
+from trials.engines.packed import optim, prepare
 from trials.engines.packed.bank import Bank
+from trials.engines.packed.clock import Clock
 from trials.engines.packed.engine import PackedEngine
 from trials.engines.packed.products import Group, PaddedProducts
+from trials.engines.packed.size import GIB, SPARES, slot_bytes
+from trials.training.limits import free_memory
 
 pytestmark = pytest.mark.gpu
 
@@ -334,16 +337,6 @@ def test_a_refill_records_nothing_new(packs: Tiny, engine: PackedEngine) -> None
         assert before > 0 and len(slots.clock._replays._made) == before
 
 
-def test_a_poisoned_slot_reaches_nobody(packs: Tiny, engine: PackedEngine) -> None:
-    with engine.slots(replace(engine.size, slots=4)) as slots:
-        seats = seated(slots, *mixed(packs, examples=96))
-        slots.bank.parameters[1].fill_(float("nan"))
-        slots.bank.compute[1].fill_(float("nan"))
-        losses = ticked(slots, seats, 6)
-        assert all(torch.isfinite(rows[[0, 2, 3]]).all() for rows in slots.bank.rows)
-        assert losses[1][0] != losses[1][0]
-
-
 def test_a_pack_writes_by_recorded_steps_what_each_trial_would_alone(
     packs: Tiny, engine: PackedEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,15 +368,31 @@ def test_packs_work_on_another_device_than_the_first(tmp_path: Path) -> None:
 def test_fp16_has_a_loss_scale_for_each_slot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The second one's is too large at first, of which the first one takes no notice."""
     tiny = made_in(tmp_path, dtype="fp16", device="cuda:0")
-    plain = run(tiny, *(tiny.trial(k, seed=k, examples=96) for k in range(2)), capacity=2)
-    monkeypatch.setattr(optim, "FIRST_SCALE", 2.0**40)  # overflows until it is low enough
-    skipping = run(tiny, *(tiny.trial(k, seed=k, examples=96) for k in range(2)), capacity=2)
-    made = []
-    for driver in (plain, skipping):
-        assert {r.outcome for r in driver.results} == {Outcome.COMPLETE}
-        made.append(sum(len(report.history) for report in driver.reports))
-    assert made[1] < made[0]  # steps that were not made are not in the curve
+    engine, driver = prepared(tiny, capacity=2)
+    plain, found = optim.Optimizer.seat, []
+    for start in (optim.FIRST_SCALE, 2.0**24):
+        scales: list[Tensor] = []
+
+        def seat(self: optim.Optimizer, slot: int, given: Any) -> None:
+            plain(self, slot, given)
+            self.scale[1] = start  # noqa: B023
+            scales.append(self.scale)  # noqa: B023
+
+        monkeypatch.setattr(optim.Optimizer, "seat", seat)
+        trials = [tiny.trial(k, seed=k, examples=160) for k in range(2)]
+        said = Recorder(trials, setup=driver.setup)
+        engine.run(said)
+        assert {r.outcome for r in said.results} == {Outcome.COMPLETE}
+        made = [sum(len(report.history) for report in said.reports if report.trial == k)
+                for k in range(2)]  # what is not made is not in the curve
+        assert scales[0].tolist() == [first / 2.0 ** (20 - steps) for first, steps
+                                      in zip((optim.FIRST_SCALE, start), made, strict=True)]
+        found.append((made, said.losses(0)))
+    (every, losses), (fewer, beside) = found
+    assert every[0] == fewer[0] and losses == beside  # to the last bit
+    assert every[1] > fewer[1] > 0
 
 
 def test_interrupted_trials_go_on_from_a_state_that_was_written_beside_them(
@@ -447,14 +456,41 @@ def test_what_one_process_compiled_the_next_one_finds(tmp_path: Path) -> None:
 # --- memory --------------------------------------------------------------------------------------
 
 
+def test_a_trial_that_no_clock_fits_is_infeasible_alone(
+    packs: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, sizes = Clock.tick, []
+
+    def tick(self: Clock, seats: Any) -> Any:
+        if any(seat.trial.number == 1 and seat.at > 1 for seat in seats):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+        sizes.append(self.shapes.tokens)
+        return plain(self, seats)
+
+    monkeypatch.setattr(Clock, "tick", tick)
+    driver = run(packs, *(packs.trial(k, seed=k, examples=96) for k in range(3)), capacity=3)
+    assert {r.trial: r.outcome for r in driver.results} == {
+        0: Outcome.COMPLETE, 1: Outcome.INFEASIBLE, 2: Outcome.COMPLETE}
+    assert sizes[-1] == sizes[0] > min(sizes)  # less at once until it was gone
+
+
 def test_a_capacity_that_cannot_fit_says_what_would(packs: Tiny) -> None:
     with pytest.raises(InputError, match=r"engine.capacity=10000000: .* Type engine.capacity=\d+,"):
         prepared(packs, capacity=10_000_000)
 
 
-def test_a_small_share_of_the_memory_makes_a_small_pack(packs: Tiny) -> None:
+def test_a_small_share_of_the_memory_makes_a_small_pack(packs: Tiny, tmp_path: Path) -> None:
     total = torch.cuda.get_device_properties(0).total_memory
-    small, _ = prepared(packs, memory_fraction=6 * 2**30 / total)
-    assert small.size.slots >= 1
+    free_memory(torch.device("cuda"))
+    base = build_base(tmp_path, hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
+    held, packed = torch.cuda.memory_allocated(), []
+    for most in (4 * GIB, 5 * GIB):  # beside what other tests hold
+        given = EngineConfig(name="packed", options={"memory_fraction": (held + most) / total})
+        assigned = replace(packs, base=base).assignment(engine=given, max_r=128)
+        engine, _ = prepare(assigned, Recorder())
+        bank = engine.size.slots * slot_bytes(engine.layers, 128, torch.bfloat16)
+        assert most / 3 < bank <= most - SPARES["cuda"]
+        packed.append(engine.size.slots)
+    assert packed[0] < packed[1]
     with pytest.raises(InputError, match="one trial of rank 16 .* or engine=trl"):
         prepared(packs, memory_fraction=2**20 / total)

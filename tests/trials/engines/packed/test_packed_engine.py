@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from packs import TARGETS, interrupted, mixed, prepared, run
+from packs import TARGETS, in_a_fresh_process, interrupted, mixed, prepared, run
 from tiny import Recorder, Tiny, made_in
 
 from trials.contract import (
@@ -172,10 +172,11 @@ def told_of(
     return {r.tick: r.samples for r in driver.reports if r.trial == 2}, states
 
 
-def lagging(tiny: Tiny, trials: list[TrialConfig], lag: int) -> Recorder:
+def lagging(tiny: Tiny, trials: list[TrialConfig], lag: int, answer: Any = None) -> Recorder:
     """The trials with the device heard so many clocks later."""
     engine, driver = prepared(tiny, capacity=2)
     engine.size = replace(engine.size, lag=lag)
+    driver.answer = answer or driver.answer
     driver.trials += trials
     engine.run(driver)
     return driver
@@ -196,9 +197,8 @@ def test_a_trial_in_a_used_slot_is_that_of_a_fresh_process(tiny: Tiny) -> None:
     trial = tiny.trial(9, examples=40)
     others = [tiny.trial(0, seed=8, lora={"r": 8}), tiny.trial(1, learning_rate=1e30),
               tiny.trial(2, optimizer="sgd", lora={"target_modules": "qv"})]
-    fresh = run(tiny, trial, capacity=1)
     after = run(tiny, *others, trial, capacity=1)
-    assert after.losses(9) == fresh.losses(9)  # to the last bit
+    assert after.losses(9) == in_a_fresh_process(tiny, trial, capacity=1)  # to the last bit
     assert outcomes(after)[1] is Outcome.DIVERGED
 
 
@@ -231,17 +231,20 @@ def test_an_evaluation_that_does_not_fit_is_made_smaller_or_ends_its_trials(
             assert driver.losses(0) == pytest.approx(whole.losses(0), rel=1e-5)
 
 
+@pytest.mark.parametrize("lag", [0, 1, 3])
 @pytest.mark.parametrize("outcome", [Outcome.PRUNED, Outcome.STOPPED])
-def test_a_stopped_trial_reports_no_more(tiny: Tiny, outcome: Outcome) -> None:
+def test_a_stopped_trial_reports_no_more(tiny: Tiny, outcome: Outcome, lag: int) -> None:
+    """However many steps, and ticks, the device has made by the time that it is heard."""
     def stop(report: Report) -> Verdict:
         return Verdict(stop=(report.trial, report.tick) == (0, 2), reason="no", outcome=outcome)
 
-    trials = [tiny.trial(0, examples=64, ticks=4), tiny.trial(1, examples=64), tiny.trial(2)]
-    driver = run(tiny, *trials, answer=stop, capacity=2)
+    trials = [tiny.trial(0, examples=20, ticks=20, batch_size=1),
+              tiny.trial(1, examples=20, batch_size=4), tiny.trial(2, examples=16)]
+    driver = lagging(tiny, trials, lag, answer=stop)
     assert [report.tick for report in driver.reports if report.trial == 0] == [1, 2]
-    stopped = next(result for result in driver.results if result.trial == 0)
+    [stopped] = [result for result in driver.results if result.trial == 0]
     assert (stopped.outcome, stopped.reason, stopped.ticks) == (outcome, "no", 2)
-    assert stopped.examples == 32
+    assert (stopped.examples, stopped.history) == (2, ())
     assert outcomes(driver)[1] is outcomes(driver)[2] is Outcome.COMPLETE
 
 

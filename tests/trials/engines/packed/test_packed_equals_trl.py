@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.benchmarks import engines_agree
 from tests.benchmarks.engines_agree import (
     CORRELATION,
     PACKED,
@@ -17,7 +18,7 @@ from tests.benchmarks.engines_agree import (
 )
 
 FEW = (2, 8, 9, 15)  # weight decay, grouping by length, packing, SGD
-WIDE = 13  # r 32
+WIDE = TRIALS[13] | {"r": 128}
 
 
 def check(found: list[Compared]) -> None:
@@ -37,7 +38,8 @@ def test_all_trials_end_where_trl_ends() -> None:
     check(compare(range(len(TRIALS))))
 
 
-def test_gradient_norms_are_those_of_trl() -> None:
-    packed, other = ([point.grad_norm for report in trained(way, (WIDE,), examples=48).reports
+def test_gradient_norms_are_those_of_trl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines_agree, "TRIALS", (WIDE,))
+    packed, other = ([point.grad_norm for report in trained(way, (0,), examples=24).reports
                       for point in report.history] for way in (PACKED, TRL[0]))
-    assert packed == pytest.approx(other, rel=3e-6)  # in fp32, over 600,000 numbers
+    assert packed == pytest.approx(other, rel=3e-6)  # in fp32, over 2.4 million numbers
