@@ -33,6 +33,8 @@ def check_apart(base: Base, forward: Forward, longest: int) -> None:
 
     Attention chooses its kernels by how `longest` the rows to come are.
     """
+    if not forward.ends_known:
+        raise ValueError(f"{base.facts.architecture} makes its logits in a way of its own")
     tokens, rows = sum(LENGTHS), len(LENGTHS)
     batch = Padded(slots=1, rows=rows, width=max(LENGTHS))
     ragged = Ragged(slots=1, tokens=tokens, rows=rows, targets=tokens,

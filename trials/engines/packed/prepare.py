@@ -84,7 +84,7 @@ def _sized(shared: TrlEngine, layers: Mapping[str, nn.Module], driver: Driver) -
     base = shared.base
     half = base.device.type == "cuda" and base.config.dtype != "fp32"
     engine = PackedEngine(shared, layers, _first(shared, layers, ragged=half))
-    if engine.size.ragged and not (engine.forward.ends_known and _computes(engine, driver)):
+    if engine.size.ragged and not _computes(engine, driver):
         engine = PackedEngine(shared, layers, _first(shared, layers, ragged=False))
     if base.device.type != "cuda":
         token_bytes = guessed_token_bytes(base, layers, engine.size.r)

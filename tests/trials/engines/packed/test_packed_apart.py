@@ -88,6 +88,11 @@ def test_attention_with_parts_that_kernels_lack_is_refused(tmp_path: Path) -> No
         check(tmp_path, "GptOss", {"num_local_experts": 4})
 
 
+def test_logits_that_are_not_the_heads_alone_are_found(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="CohereForCausalLM makes its logits in a way of its own"):
+        check(tmp_path, "Cohere", {})
+
+
 @pytest.mark.usefixtures("on_cpu")
 def test_attention_that_computes_something_else_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
