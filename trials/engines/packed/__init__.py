@@ -5,7 +5,7 @@
 
 `prepare.py` loads the base and the data, and tries how much fits. Then, the way of a clock:
 
-    engine.py      who is seated; what the device found out, told to the driver; who comes next
+    shift.py       who is seated; what the device found out, told to the driver; who comes next
     seat.py        each one's next micro-batch        shapes.py   how much of it all of them give
     corpus.py      samples as tensors                 clock.py    forward, backward, steps
     forward.py     the base's hidden states, and the losses where there are targets

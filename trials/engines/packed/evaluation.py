@@ -40,7 +40,8 @@ class PackedEvaluation:
     """The evaluation set; `tokens` are what one forward may hold."""
 
     def __init__(self, corpus: Corpus, device: torch.device, *, tokens: int, ragged: bool) -> None:
-        self._corpus, self._device, self._tokens, self._ragged = corpus, device, tokens, ragged
+        self._corpus, self._device, self._ragged = corpus, device, ragged
+        self._tokens = self._fitted = tokens
         self._sorted = np.argsort(-corpus.lengths, kind="stable")
 
     def measure(
@@ -71,10 +72,15 @@ class PackedEvaluation:
         targets = int(self._corpus.targets.sum())
         return Measured(Later(mine), Later(right), targets, len(self._sorted), span)
 
-    def shrink(self) -> bool:
-        """After a pass that did not fit into memory: less at once. False: it was the least."""
+    def shrink(self, n: int) -> bool:
+        """After a pass of n slots that did not fit into memory: less at once. False: it was the
+        least."""
         before, self._tokens = self._tokens, max(1, self._tokens // 2)
-        return before > 1
+        return before > n * int(self._corpus.lengths.min())
+
+    def restore(self) -> None:
+        """As much as at first, when the trial that did not fit is gone."""
+        self._tokens = self._fitted
 
     def _groups(self, n: int) -> Iterator[Rows]:
         """Examples that n slots evaluate at once, alike in length."""

@@ -172,9 +172,11 @@ def told_of(
     return {r.tick: r.samples for r in driver.reports if r.trial == 2}, states
 
 
-def lagging(tiny: Tiny, trials: list[TrialConfig], lag: int, answer: Any = None) -> Recorder:
+def lagging(
+    tiny: Tiny, trials: list[TrialConfig], lag: int, answer: Any = None, *, capacity: int = 2
+) -> Recorder:
     """The trials with the device heard so many clocks later."""
-    engine, driver = prepared(tiny, capacity=2)
+    engine, driver = prepared(tiny, capacity=capacity)
     engine.size = replace(engine.size, lag=lag)
     driver.answer = answer or driver.answer
     driver.trials += trials
@@ -360,9 +362,9 @@ def test_what_does_not_fit_at_all_is_infeasible_one_trial_at_a_time(
 
 
 @pytest.mark.parametrize(("owner", "method"), [(Clock, "tick"), (PackedEvaluation, "measure")])
-@pytest.mark.parametrize("capacity", [3, 4])
+@pytest.mark.parametrize(("capacity", "lag"), [(3, 0), (4, 0), (3, 1), (4, 2)])
 def test_a_trial_that_breaks_the_pack_fails_alone(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, capacity: int
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, capacity: int, lag: int
 ) -> None:
     trials = [tiny.trial(k, seed=k, examples=48, batch_size=12, ticks=2) for k in range(4)]
     whole, plain = run(tiny, *trials, capacity=capacity), getattr(owner, method)
@@ -373,7 +375,7 @@ def test_a_trial_that_breaks_the_pack_fails_alone(
         return plain(self, *given)
 
     monkeypatch.setattr(owner, method, broken)
-    driver = run(tiny, *trials, capacity=capacity)
+    driver = lagging(tiny, trials, lag, capacity=capacity)
     assert outcomes(driver) == {0: Outcome.COMPLETE, 1: Outcome.FAILED, 2: Outcome.COMPLETE,
                                 3: Outcome.COMPLETE}
     [guilty] = [result for result in driver.results if result.trial == 1]
@@ -399,6 +401,8 @@ def test_what_breaks_nobody_alone_fails_nobody(
     for k in range(3):
         assert outcomes(driver)[k] is Outcome.COMPLETE
         assert driver.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
+    [said] = driver.notes
+    assert said.endswith("RuntimeError: three are one too many")
 
 
 @pytest.mark.parametrize("at", [1, 4, 8])
@@ -497,8 +501,6 @@ def test_int8_and_unknown_layers_are_refused(tiny: Tiny) -> None:
         check_layers({"h.c_attn": torch.nn.Identity()})
 
 
-
-
 # --- memory --------------------------------------------------------------------------------------
 
 
@@ -510,7 +512,7 @@ def test_a_capacity_that_cannot_fit_says_what_would(tiny: Tiny) -> None:
 def test_a_wide_rank_leaves_fewer_slots_and_too_wide_a_one_none(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(size, "free_bytes", lambda base, fraction=1.0: 4 * 2**30)
+    monkeypatch.setattr(size, "free_bytes", lambda base, assignment: 4 * 2**30)
 
     def prepared_for(r: int) -> int:
         assigned = tiny.assignment(engine=EngineConfig(name="packed", options={}), max_r=r)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 from packs import prepared
-from tiny import Recorder, Tiny, build_base, write_data
+from tiny import Recorder, Tiny, build_base, made_in, write_data
 from torch import Tensor, nn
 
 from trials.base.devices import memory_bytes
@@ -221,7 +221,7 @@ def test_a_process_holds_no_more_than_its_share(
     empty = machine(total=80, held=6, free=74)
     assert empty.left(kind, fraction=0.25) == pytest.approx(14)
     assert empty.left(kind, fraction=0.05) == pytest.approx(-2)
-    assert empty.left(kind) == pytest.approx({"cpu": 34, "cuda": 66}[kind])
+    assert empty.left(kind) == pytest.approx({"cpu": 54, "cuda": 66}[kind])
     assert machine(total=80, held=6, free=10).left(kind, fraction=0.5) == pytest.approx(10)
 
 
@@ -279,20 +279,33 @@ def filled(tiny: Tiny, most: float, states: Path, r: int) -> tuple[PackedEngine,
     return engine, [result.outcome for result in driver.results]
 
 
-def test_a_pack_stays_within_its_share_of_a_host(tiny: Tiny, tmp_path: Path) -> None:
+def filled_host(folder: Path) -> dict[str, Any] | None:
+    """What a process of its own takes; None where its peak cannot be set back."""
+    tiny = made_in(folder)
+    held = psutil.Process().memory_info().rss
+    filled(tiny, held + GIB, folder / "first", r=16)  # so that all libraries are there
     free_memory(torch.device("cpu"))
     before = psutil.Process().memory_info().rss
     try:
         CLEAR.write_text("5")
-        forgets = peak_bytes() < before + 2**26
     except OSError:
-        forgets = False
-    if not forgets:
+        return None
+    if peak_bytes() > before + 2**26:
+        return None
+    engine, outcomes = filled(tiny, before + GIB, folder / "second", r=4096)
+    return {"slots": engine.size.slots, "outcomes": outcomes, "grown": peak_bytes() - before}
+
+
+def test_a_pack_stays_within_its_share_of_a_host(tmp_path: Path) -> None:
+    if memory_bytes(torch.device("cpu")) < 8 * GIB:
+        pytest.skip("needs 8 GiB of memory")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        found = pool.submit(filled_host, tmp_path).result()
+    if found is None:
         pytest.skip("needs a peak that can be set back")
-    engine, outcomes = filled(tiny, before + GIB, tmp_path, r=4096)
-    assert outcomes == [Outcome.COMPLETE] * engine.size.slots
-    assert engine.size.slots > 1
-    assert GIB / 2 < peak_bytes() - before <= GIB
+    assert found["slots"] > 1
+    assert found["outcomes"] == [Outcome.COMPLETE] * found["slots"]
+    assert GIB / 2 < found["grown"] <= GIB
 
 
 def filled_cuda(folder: Path, most: float, there: int) -> dict[str, Any]:

@@ -39,6 +39,9 @@ def compiling(device: torch.device) -> Iterator[None]:
         found = _ahead = _Ahead(device, threads)
         try:
             yield
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            raise
         finally:
             _ahead = None
     for compiled in found.compiled.values():
