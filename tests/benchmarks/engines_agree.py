@@ -4,10 +4,11 @@
     python -m tests.benchmarks.engines_agree --trials 0 5 --ways 3 --examples 96
 
 Each trial runs under engine=packed, in one pack of eight slots that take the next trial as soon as
-one has ended, and under engine=trl several times: as it is, with micro-batches of another size, and with the rows of each batch in other orders. Those
-runs differ in rounding alone, so the largest difference between two of their final losses is the
-trial's noise floor. Demanded: packed and TRL (as it is) differ by at most twice the trial's own
-noise floor, and Spearman's rank correlation over all trials. Everything is in fp32 on a CPU.
+one has ended, and under engine=trl several times: as it is, with micro-batches of another size, and
+with the rows of each batch in other orders. Those runs differ in rounding alone, so the largest
+difference between two of their final losses is the trial's noise floor. Demanded: packed and TRL
+(as it is) differ by at most twice the trial's own noise floor, and Spearman's rank correlation over
+all trials. Everything is in fp32 on a CPU.
 """
 
 from __future__ import annotations
