@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from trials.adapters import NAME, PREFIX, fresh_adapter
 from trials.base import resolve_targets
-from trials.contract import CONTINUE, EngineConfig, Report, TrialConfig, Verdict
+from trials.contract import CONTINUE, EngineConfig, Outcome, Report, TrialConfig, Verdict
 from trials.dropout import row_keys
 from trials.engines.packed import prepare
 from trials.engines.packed.bank import Bank, shapes_of
@@ -119,6 +119,23 @@ def distance(one: Recorder, other: Recorder) -> float:
     pairs = [pair for trial in trials
              for pair in zip(one.losses(trial), other.losses(trial), strict=True)]
     return (sum((a / b - 1) ** 2 for a, b in pairs) / len(pairs)) ** 0.5
+
+
+def lagging(
+    tiny: Tiny, trials: list[TrialConfig], lag: int, answer: Any = None, *, capacity: int = 2
+) -> Recorder:
+    """The trials with the device heard so many clocks later."""
+    engine, driver = prepared(tiny, capacity=capacity)
+    engine.size = replace(engine.size, lag=lag)
+    driver.answer = answer or driver.answer
+    driver.trials += trials
+    engine.run(driver)
+    return driver
+
+
+def outcomes(driver: Recorder) -> dict[int, Outcome]:
+    """How each trial ended."""
+    return {result.trial: result.outcome for result in driver.results}
 
 
 class Killed(BaseException):

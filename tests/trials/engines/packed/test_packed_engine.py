@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from packs import TARGETS, in_a_fresh_process, interrupted, mixed, prepared, run
+from packs import TARGETS, in_a_fresh_process, interrupted, lagging, mixed, outcomes, prepared, run
 from tiny import Recorder, Tiny, made_in
 
 from trials.contract import (
@@ -24,9 +24,7 @@ from trials.contract import (
     Verdict,
     tick_examples,
 )
-from trials.engines.packed import optim, prepare, size
-from trials.engines.packed.clock import Clock
-from trials.engines.packed.evaluation import PackedEvaluation
+from trials.engines.packed import prepare, size
 from trials.training import state as training_state
 from trials.training.state import State, read_state
 from trials.worker import work
@@ -44,11 +42,6 @@ def trl(tiny: Tiny, *trials: TrialConfig, **assigned: Any) -> Recorder:
     given = {"target_modules": TARGETS, "optimizers": ("adamw", "sgd"), **assigned}
     work(tiny.assignment(**given), driver)
     return driver
-
-
-def outcomes(driver: Recorder) -> dict[int, Outcome]:
-    """How each trial ended."""
-    return {result.trial: result.outcome for result in driver.results}
 
 
 # --- the same trials as the other engine's -------------------------------------------------------
@@ -172,18 +165,6 @@ def told_of(
     return {r.tick: r.samples for r in driver.reports if r.trial == 2}, states
 
 
-def lagging(
-    tiny: Tiny, trials: list[TrialConfig], lag: int, answer: Any = None, *, capacity: int = 2
-) -> Recorder:
-    """The trials with the device heard so many clocks later."""
-    engine, driver = prepared(tiny, capacity=capacity)
-    engine.size = replace(engine.size, lag=lag)
-    driver.answer = answer or driver.answer
-    driver.trials += trials
-    engine.run(driver)
-    return driver
-
-
 # --- slots ---------------------------------------------------------------------------------------
 
 
@@ -219,18 +200,6 @@ def test_the_last_trials_move_together_and_do_not_change(tiny: Tiny) -> None:
     slots = [report.slot for report in driver.reports if report.trial == 2]
     assert slots == [0, 0, 0, 0]
     assert driver.losses(2) == pytest.approx(run(tiny, trials[2], capacity=1).losses(2), rel=1e-5)
-
-
-def test_an_evaluation_that_does_not_fit_is_made_smaller_or_ends_its_trials(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run(tiny, tiny.trial(0), tiny.trial(1), capacity=2)
-    for rows, outcome in ((4, Outcome.COMPLETE), (0, Outcome.INFEASIBLE)):
-        out_of_memory_beyond(monkeypatch, rows, training=False)
-        driver = run(tiny, tiny.trial(0), tiny.trial(1), capacity=2)
-        assert outcomes(driver) == {0: outcome, 1: outcome}
-        if outcome is Outcome.COMPLETE:
-            assert driver.losses(0) == pytest.approx(whole.losses(0), rel=1e-5)
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
@@ -316,137 +285,6 @@ def test_the_base_is_as_before_afterwards(tiny: Tiny) -> None:
         engine.run(driver)
         assert torch.equal(engine.shared.base.model(input_ids=ids).logits, before)
     assert not any("forward" in vars(module) for module in engine.layers.values())
-
-
-# --- faults --------------------------------------------------------------------------------------
-
-
-def out_of_memory_beyond(
-    monkeypatch: pytest.MonkeyPatch, rows: int, *, training: bool = True
-) -> None:
-    """Clocks, or evaluations, run out of memory beyond so many rows."""
-    from trials.engines.packed.forward import Forward
-
-    plain = Forward.hidden
-
-    def hidden(self: Forward, samples: Any, shape: Any) -> Any:
-        if torch.is_grad_enabled() == training and samples.input_ids.shape[0] > rows:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
-        return plain(self, samples, shape)
-
-    monkeypatch.setattr(Forward, "hidden", hidden)
-
-
-def test_a_clock_that_does_not_fit_is_made_smaller(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trials = [tiny.trial(k, seed=k, batch_size=16) for k in range(2)]
-    whole = run(tiny, *trials, capacity=2)
-    out_of_memory_beyond(monkeypatch, 5)
-    cut = run(tiny, *trials, capacity=2)
-    for k in range(2):
-        assert cut.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
-
-
-def test_what_does_not_fit_at_all_is_infeasible_one_trial_at_a_time(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine, driver = prepared(tiny, capacity=2)
-    driver.trials += [tiny.trial(0), tiny.trial(1)]
-    out_of_memory_beyond(monkeypatch, 1)
-    engine.run(driver)
-    assert sorted(outcome.value for outcome in outcomes(driver).values()) == [
-        "complete", "infeasible"]
-    [reason] = [result.reason for result in driver.results if result.reason]
-    assert reason.startswith("does not fit into memory: CUDA out of memory")
-
-
-@pytest.mark.parametrize(("owner", "method"), [(Clock, "tick"), (PackedEvaluation, "measure")])
-@pytest.mark.parametrize(("capacity", "lag"), [(3, 0), (4, 0), (3, 1), (4, 2)])
-def test_a_trial_that_breaks_the_pack_fails_alone(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, capacity: int, lag: int
-) -> None:
-    trials = [tiny.trial(k, seed=k, examples=48, batch_size=12, ticks=2) for k in range(4)]
-    whole, plain = run(tiny, *trials, capacity=capacity), getattr(owner, method)
-
-    def broken(self: Any, *given: Any) -> Any:
-        if any(seat.trial.number == 1 and seat.at > 1 for seat in given[-1]):
-            raise RuntimeError("a bug")
-        return plain(self, *given)
-
-    monkeypatch.setattr(owner, method, broken)
-    driver = lagging(tiny, trials, lag, capacity=capacity)
-    assert outcomes(driver) == {0: Outcome.COMPLETE, 1: Outcome.FAILED, 2: Outcome.COMPLETE,
-                                3: Outcome.COMPLETE}
-    [guilty] = [result for result in driver.results if result.trial == 1]
-    assert guilty.reason == "RuntimeError: a bug"
-    for k in (0, 2, 3):
-        assert driver.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
-
-
-def test_what_breaks_nobody_alone_fails_nobody(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trials = [tiny.trial(k, seed=k, examples=48, batch_size=12, ticks=2) for k in range(3)]
-    whole = run(tiny, *trials, capacity=3)
-    tick = Clock.tick
-
-    def broken(self: Clock, seats: Any) -> Any:
-        if len(seats) == 3:
-            raise RuntimeError("three are one too many")
-        return tick(self, seats)
-
-    monkeypatch.setattr(Clock, "tick", broken)
-    driver = run(tiny, *trials, capacity=3)
-    for k in range(3):
-        assert outcomes(driver)[k] is Outcome.COMPLETE
-        assert driver.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
-    [said] = driver.notes
-    assert said.endswith("RuntimeError: three are one too many")
-
-
-@pytest.mark.parametrize("at", [1, 4, 8])
-def test_an_optimizer_step_that_does_not_fit_is_made_again(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, at: int
-) -> None:
-    trials = [tiny.trial(k, seed=k, examples=64, ticks=4) for k in range(2)]
-    whole = run(tiny, *trials, capacity=2)
-    plain, calls = optim._update, iter(range(1, 1000))
-
-    def update(*given: Any) -> None:
-        if next(calls) == at:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
-        plain(*given)
-
-    monkeypatch.setattr(optim, "_update", update)
-    driver = run(tiny, *trials, capacity=2)
-    for k in range(2):
-        assert outcomes(driver)[k] is Outcome.COMPLETE
-        assert driver.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
-        steps = [point.examples for r in driver.reports if r.trial == k for point in r.history]
-        assert steps == [point.examples for r in whole.reports if r.trial == k
-                         for point in r.history]
-
-
-def test_an_evaluation_that_fits_fewer_slots_takes_them_in_turn(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trials = [tiny.trial(k, seed=k) for k in range(3)]
-    whole = run(tiny, *trials, capacity=3)
-    out_of_memory_beyond(monkeypatch, 1, training=False)
-    driver = run(tiny, *trials, capacity=3)
-    for k in range(3):
-        assert outcomes(driver)[k] is Outcome.COMPLETE
-        assert driver.losses(k) == pytest.approx(whole.losses(k), rel=1e-5)
-
-
-def test_a_trial_that_a_pack_cannot_train_fails_alone(tiny: Tiny) -> None:
-    trials = [tiny.trial(0, optimizer="adafactor"),
-              tiny.trial(1, lora={"target_modules": ("lm_head",)}), tiny.trial(2)]
-    driver = run(tiny, *trials, capacity=3)
-    assert [outcomes(driver)[k] for k in range(3)] == [
-        Outcome.FAILED, Outcome.FAILED, Outcome.COMPLETE]
-    assert "Type engine=trl" in (driver.results[0].reason or "")
 
 
 # --- preparing -----------------------------------------------------------------------------------
