@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from trials import host
 from trials.contract import DeviceFacts, InputError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -70,12 +71,10 @@ def device_facts(device: torch.device, dtype: str) -> DeviceFacts:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """All memory of the device; of a CPU, the host's."""
+    """All memory of the device; of a CPU, the host's that this process may have."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    import psutil  # type: ignore[import-untyped]
-
-    return int(psutil.virtual_memory().total)
+    return host.total_bytes()
 
 
 def _cuda_dtype(device: torch.device, asked: str) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import traceback
 
+import psutil  # type: ignore[import-untyped]
 import torch
 
+from trials import host
 from trials.base import Base
 from trials.base.devices import DTYPES, memory_bytes
 from trials.contract import InputError, Outcome, TrainConfig
@@ -26,7 +28,8 @@ FORWARD_BYTES = 4  # without gradients hardly more than one layer's
 LOGIT_BYTES = 16  # for each target and vocabulary entry: half and full precision, and gradients
 # What libraries without an error of their own say when they get no memory.
 HOST_ALLOCATOR = "DefaultCPUAllocator"
-ALLOCATORS = (HOST_ALLOCATOR, "CUBLAS_STATUS_ALLOC_FAILED")
+PINNED = "CUDA error: out of memory"  # memory of the host that the device reads by itself
+ALLOCATORS = (HOST_ALLOCATOR, PINNED, "CUBLAS_STATUS_ALLOC_FAILED")
 CROWD_BYTES = 2 * 2**30  # of a device: this process's CUDA context and kernels stay below it
 CROWD_SHARE = 0.1  # of a device: what others hold below it decides about hardly any trial
 SHARE = 0.6  # of the free memory: the estimate is rough, and a step that fails is cut in two
@@ -54,10 +57,8 @@ def room(device: torch.device, most: float) -> float:
     What others have not taken yet counts as free, so `most` has to leave it to them.
     """
     if device.type == "cpu":
-        import psutil  # type: ignore[import-untyped]
-
         held = psutil.Process().memory_info().rss
-        return float(min(psutil.virtual_memory().available, most - held))
+        return float(min(host.free_bytes(), most - held))
     free, _ = torch.cuda.mem_get_info(device)
     held = torch.cuda.memory_allocated(device)  # what it has reserved beyond it is as good as free
     return min(free + torch.cuda.memory_reserved(device) - held, most - held)
