@@ -1,6 +1,6 @@
-"""How long workers wait for the driver, as a share of their time; goal: below 1 %.
+"""How long workers wait for the driver, as a share of their time.
 
-    python tests/benchmarks/driver_overhead.py [--trials 2000] [--seconds 10]
+    python -m tests.benchmarks.driver_overhead [--trials 2000] [--seconds 10]
 
 Every trial here takes no time at all: so many simulated trials are live at once in one study, the
 driver (ask, report, tell, our tables, all observers but W&B's process) is called as workers would
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,13 @@ from sweep.config import SweepConfig, compose
 from sweep.driver import SweepDriver
 from sweep.observers import build_observers
 from sweep.space import assignment
-from trials.contract import Driver, TrialConfig
-from trials.engines.simulated import SimulatedEngine, Slot, prepare
+from tests.benchmarks.tables import table
+from trials.contract import Driver, TrialResult
+from trials.engines.simulated import prepare
+
+COLUMNS = ("live trials", "trials so far", "ask ms", "report ms", "finish ms", "s per trial",
+           "of it CPU", "driver's load", "workers wait")
+MILESTONES = (50, 150, 500, 1000, 1500, 2000)  # trials
 
 
 def main() -> None:
@@ -37,20 +43,18 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of a real trial")
     parser.add_argument("--live", type=int, nargs="+", default=[1, 16, 64])
     given = parser.parse_args()
-    print(
-        "live trials  so far    ask ms  report ms  finish ms  s per trial  of it CPU  load  waiting"
-    )
+    print(table(COLUMNS, []), end="")
     for live in given.live:
         trials = given.trials if live == max(given.live) else given.few
         with tempfile.TemporaryDirectory() as folder:
-            measure(configuration(Path(folder), trials), live, given.seconds)
+            measure(configuration(Path(folder), trials, live), live, given.seconds)
 
 
-def configuration(folder: Path, trials: int) -> SweepConfig:
+def configuration(folder: Path, trials: int, live: int) -> SweepConfig:
     """The widest search there is, with the defaults of a real sweep."""
     return compose(
-        ["+search=full", "engine=simulated", "tracking=none", "device=cpu", f"n_trials={trials}",
-         f"results_dir={folder}"]
+        ["+search=full", "engine=simulated", f"engine.capacity={live}", "engine.seconds_per_tick=0",
+         "tracking=none", "device=cpu", f"n_trials={trials}", f"results_dir={folder}"]
     )  # fmt: skip
 
 
@@ -59,37 +63,53 @@ def measure(config: SweepConfig, live: int, seconds: float) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         observers = build_observers(config)
     driver = SweepDriver(config, observers)
-    link = Timed(driver.connect("worker-0"))
+    link = Timed(driver.connect("worker-0"), config.limits.n_trials)
     with contextlib.redirect_stdout(io.StringIO()):
         given = assignment(config, worker="worker-0", device="cpu")
         engine, setup = prepare(given, link)
         link.prepared(setup)
-        rows = play(engine, link, live, config.limits.n_trials)
+        link.restart()
+        engine.run(link)
         driver.close()
-    for row in rows:
-        print(row.text(live, seconds), flush=True)
+    for row in link.rows:
+        print(f"| {' | '.join(row.cells(live, seconds))} |", flush=True)
 
 
 class Timed:
-    """A driver whose calls are timed by name."""
+    """A driver whose calls are timed by name; `rows` has a row for each milestone."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, trials: int) -> None:
         self._driver = driver
+        self._milestones = deque(n for n in MILESTONES if n <= trials)
+        self._done = self._since = 0
+        self.rows: list[Row] = []
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was timed."""
+        self._since = self._done
         self.took: dict[str, list[float]] = {}
         self.cpu = 0.0
 
+    def finish(self, result: TrialResult) -> None:
+        """Ends a trial, and perhaps a row."""
+        self._timed("finish", result)
+        self._done += 1
+        if self._milestones and self._done >= self._milestones[0]:
+            self._milestones.popleft()
+            self.rows.append(Row(self._done, self._done - self._since, self))
+            self.restart()
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        call = getattr(self._driver, name)
+        return partial(self._timed, name)
 
-        def timed(*args: Any) -> Any:
-            began, cpu = time.perf_counter(), time.process_time()
-            try:
-                return call(*args)
-            finally:
-                self.cpu += time.process_time() - cpu
-                self.took.setdefault(name, []).append(time.perf_counter() - began)
-
-        return timed
+    def _timed(self, name: str, *args: Any) -> Any:
+        began, cpu = time.perf_counter(), time.process_time()
+        try:
+            return getattr(self._driver, name)(*args)
+        finally:
+            self.cpu += time.process_time() - cpu
+            self.took.setdefault(name, []).append(time.perf_counter() - began)
 
 
 class Row:
@@ -101,40 +121,15 @@ class Row:
         self.mean = {name: sum(times) / len(times) for name, times in took.items()}
         self.per_trial = sum(map(sum, took.values())) / trials
 
-    def text(self, live: int, seconds: float) -> str:
+    def cells(self, live: int, seconds: float) -> list[str]:
         """The row as printed; the share is of a trial of so many seconds."""
         load = live * self.per_trial / seconds
         queue = load / (1 - load) / 2 if load < 1 and live > 1 else 0.0
         share = self.per_trial * (1 + queue) / seconds
-        ask, report, finish = (self.mean[n] * 1e3 for n in ("next_trial", "report", "finish"))
-        waiting = f"{share:7.2%}" if load < 1 else "too slow"
-        return (
-            f"{live:11d}  {self.done:6d}  {ask:8.1f}  {report:9.1f}  {finish:9.1f}  "
-            f"{self.per_trial:11.3f}  {self.cpu:9.3f}  {load:4.0%}  {waiting}"
-        )
-
-
-def play(engine: SimulatedEngine, link: Timed, live: int, trials: int) -> list[Row]:
-    """Trials in turn, tick by tick; a row at each milestone."""
-    slots: deque[Slot] = deque()
-    milestones = deque(n for n in (50, 150, 500, 1000, 1500, 2000) if n <= trials)
-    rows, since, done = [], 0, 0
-    link.took, link.cpu = {}, 0.0
-    while True:
-        while len(slots) < live and isinstance(trial := link.next_trial(), TrialConfig):
-            slots.append(Slot(trial))
-        if not slots:
-            return rows
-        slot = slots.popleft()
-        if engine._lives_on(link, slot):
-            slots.append(slot)
-            continue
-        done += 1
-        if milestones and done >= milestones[0]:
-            milestones.popleft()
-            rows.append(Row(done, done - since, link))
-            since = done
-            link.took, link.cpu = {}, 0.0
+        times = [f"{self.mean[name] * 1e3:.1f}" for name in ("next_trial", "report", "finish")]
+        waiting = f"{share:.2%}" if load < 1 else "too slow"
+        return [str(live), f"{self.done:,}", *times, f"{self.per_trial:.3f}", f"{self.cpu:.3f}",
+                f"{load:.0%}", waiting]
 
 
 if __name__ == "__main__":

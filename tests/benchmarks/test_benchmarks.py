@@ -240,8 +240,17 @@ def test_a_whole_sweep_is_timed(with_bases: Path) -> None:
     words = ["--device", "cpu", "--shape", "tiny", "--trials", "4", "--steps", "10",
              "--folder", str(with_bases), "--runs", "simulated-2"]
     shown = rows(tool("whole_sweep", *words))["simulated-2"]
-    assert shown[1] == "4 of 4"
-    assert int(shown[2]) + int(shown[3]) == 4
+    wall_clock, before, after = map(float, shown[:3])
+    rounded = 3 * 0.05  # three figures, each shown in tenths
+    assert before > 0 and after > 0 and before + after <= wall_clock + rounded
+    assert shown[3] == "4 of 4"
+    assert int(shown[4]) + int(shown[5]) == 4
+
+
+def test_calls_of_the_driver_are_timed() -> None:
+    found = rows(tool("driver_overhead", "--trials", "50", "--live", "2"))["2"]
+    assert found[0] == "50"
+    assert all(float(cell) > 0 for cell in found[1:6])
 
 
 @pytest.mark.gpu

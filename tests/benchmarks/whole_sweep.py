@@ -23,7 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from tests.benchmarks import tables
@@ -35,8 +37,9 @@ LENGTH, BATCH, ROWS = 182, 4, 512  # tokens, examples of a step, examples
 EVAL_SIZE = 16
 TICKS = 5
 ENDING_S = 60.0  # for an interrupted sweep to stop at its next reports
-COLUMNS = ("run", "wall clock s", "trials", "complete", "pruned", "steps", "trial-steps/s",
-           "evaluation", "idle", "best loss", "device GiB", "all trials, s")
+COLUMNS = ("run", "wall clock s", "to the first trial", "after the last", "trials", "complete",
+           "pruned", "steps", "trial-steps/s", "evaluation", "idle", "best loss", "device GiB",
+           "all trials, s")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Ran:
 
     name: str
     seconds: float
+    before: float = 0.0  # seconds until the first trial started
+    after: float = 0.0  # seconds from the last trial's end on
     reason: str | None = None  # why there is nothing to show
     interrupted: bool = False
     outcomes: tuple[str, ...] = ()
@@ -125,7 +130,7 @@ def run(given: argparse.Namespace, name: str, base: Path, limit_s: float) -> Ran
         return Ran(name, 0.0, "not run: no time left")
     results = Path(tempfile.mkdtemp(dir=given.folder))
     line = [sys.executable, "-m", "sweep", *words(given, name, base, results)]
-    began = time.monotonic()
+    began, at = time.monotonic(), time.time()
     log = results / "log"
     with log.open("wb") as out, Gauge(given.device) as gauge:
         process = subprocess.Popen(line, cwd=ROOT, env=environment(given.folder), stdout=out,
@@ -133,7 +138,7 @@ def run(given: argparse.Namespace, name: str, base: Path, limit_s: float) -> Ran
         interrupted = _wait(process, limit_s)
     seconds = time.monotonic() - began
     try:
-        return _ran(name, seconds, interrupted, results / name, gauge.peak)
+        return _ran(name, (at, seconds), interrupted, results / name, gauge.peak)
     except OSError:
         said = end_of(log.read_text(errors="replace"))
         return Ran(name, seconds, f"exit code {process.returncode}: {said}")
@@ -156,7 +161,11 @@ def _wait(process: subprocess.Popen[bytes], limit_s: float) -> bool:
     return True
 
 
-def _ran(name: str, seconds: float, interrupted: bool, study: Path, peak: int | None) -> Ran:
+def _ran(
+    name: str, span: tuple[float, float], interrupted: bool, study: Path, peak: int | None
+) -> Ran:
+    """`span`: when the command was given, and the seconds until it ended."""
+    began, seconds = span
     with (study / "trials.csv").open() as file:
         trials = list(csv.DictReader(file))
     ended = [trial for trial in trials if trial["outcome"] not in ("", "running", "stopped")]
@@ -164,12 +173,18 @@ def _ran(name: str, seconds: float, interrupted: bool, study: Path, peak: int | 
     busy = sum(float(trial["seconds"] or 0) for trial in trials)
     return Ran(
         name, seconds, interrupted=interrupted, device_bytes=peak,
+        before=min(_times(trials, "started_at"), default=began) - began,
+        after=began + seconds - max(_times(ended, "finished_at"), default=began + seconds),
         device=json.loads((study / "setup.json").read_text())["device"]["name"],
         outcomes=tuple(trial["outcome"] for trial in ended),
         steps=sum(int(trial["examples"] or 0) for trial in trials) // BATCH,
         evaluation=sum(float(trial["eval_seconds"] or 0) for trial in trials) / max(busy, 1e-9),
         idle=_idle(study / "logs" / "worker-0.log"), best_loss=min(losses, default=None),
     )
+
+
+def _times(trials: Sequence[Mapping[str, str]], column: str) -> list[float]:
+    return [datetime.fromisoformat(said).timestamp() for trial in trials if (said := trial[column])]
 
 
 def _idle(log: Path) -> str:
@@ -193,6 +208,7 @@ def row(ran: Ran, trials: int) -> list[str]:
     return [
         ran.name,
         f"{ran.seconds:.1f}{' (interrupted)' if ran.interrupted else ''}",
+        f"{ran.before:.1f}", f"{ran.after:.1f}",
         f"{len(ran.outcomes)} of {trials}",
         str(ran.outcomes.count("complete")),
         str(ran.outcomes.count("pruned")),
