@@ -67,6 +67,7 @@ class Course:
         slot: Callable[[], int] = lambda: 0,
         write: Callable[[], tuple[Sample, ...]] | None = None,  # samples at each tick
         keeping: Keeping | None = None,
+        shared: bool = False,  # other trials train in this process
     ) -> None:
         self.outcome: Outcome | None = None  # None while it goes on
         self.trainable_parameters = 0
@@ -77,10 +78,10 @@ class Course:
         self.keeping = keeping or Keeping(None, trial, print, 0.0)
         self._trial, self._driver, self._worker, self._measure = trial, driver, worker, measure
         self._slot, self._write = slot, write
-        self._meter = Meter(device)
+        self._meter = Meter(device, shared=shared)
         self._reason: str | None = None
         self._history: list[CurvePoint] = []
-        self._reports: list[Report] = []  # answered with: go on
+        self._reports: list[Report] = []  # told so far
         self._evaluation: Evaluation | None = None  # the last one reported
         self._examples = self._steps = self._ticks = 0
         self._behind = False  # the engine has made steps that this does not count

@@ -124,16 +124,13 @@ class TrlEngine:
         examples = [self.data.eval[place] for place in range(count)]
         return samples(self.base.model, self.base.tokenizer, examples, self._dtype, slots)
 
-    def written(self, slots: int = 1) -> list[tuple[Sample, ...]]:
-        """The same for trials: where it cannot be done, the log says why and the trials go on."""
+    def _own_samples(self) -> tuple[Sample, ...]:
+        """Where they cannot be written, the log says why and the trial goes on."""
         try:
-            return self.samples(slots)
+            [own] = self.samples()
         except Exception:
             traceback.print_exc()
-            return [()] * slots
-
-    def _own_samples(self) -> tuple[Sample, ...]:
-        [own] = self.written()
+            return ()
         return own
 
     def train(self, trial: TrialConfig, driver: Driver) -> TrialResult:

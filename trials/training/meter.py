@@ -15,17 +15,20 @@ from trials.training.state import Progress
 
 
 class Meter:
-    """Counts from the trial's start, which is when it is made."""
+    """Counts from the trial's start, which is when it is made.
 
-    def __init__(self, device: torch.device) -> None:
+    `shared`: the process trains other trials too, and its memory is all of theirs.
+    """
+
+    def __init__(self, device: torch.device, *, shared: bool = False) -> None:
         self.tokens = 0
         self.eval_seconds = 0.0
         self.sample_seconds = 0.0
         self._earlier_bytes = 0
-        self._device = device
+        self._device, self._shared = device, shared
         self._start = self._lap_start = time.perf_counter()
         self._busy_start = (self._start, time.process_time())
-        if device.type == "cuda":
+        if device.type == "cuda" and not shared:
             torch.cuda.reset_peak_memory_stats(device)
 
     @property
@@ -90,11 +93,14 @@ class Meter:
         self._lap_start = time.perf_counter()
 
     def memory_bytes(self) -> int:
-        """The peak: on CUDA the trial's own, on a CPU the process's since it began."""
+        """The peak: on CUDA the trial's own, of a shared process all that it holds; on a CPU the
+        process's since it began."""
         return max(self._earlier_bytes, self._peak_bytes())
 
     def _peak_bytes(self) -> int:
         if self._device.type == "cuda":
+            if self._shared:  # what recorded clocks use is allocated while they are recorded alone
+                return torch.cuda.max_memory_reserved(self._device)
             return torch.cuda.max_memory_allocated(self._device)
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

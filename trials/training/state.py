@@ -47,7 +47,7 @@ class Progress:
     eval_seconds: float = 0.0
     sample_seconds: float = 0.0
     memory_bytes: int = 0
-    reports: tuple[Report, ...] = ()  # told so far, and answered with: go on
+    reports: tuple[Report, ...] = ()  # told so far
     history: tuple[CurvePoint, ...] = ()  # since the last one
     numbers: dict[str, Any] = field(default_factory=dict)  # the engine's own, as JSON has them
 

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from trials.dropout import module_key
+from trials.engines.packed.later import sent
 
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)  # widths; wider ones are multiples of the last
 BLOCK = 4096  # numbers of a row that one program of the optimizer's kernels takes
 Shapes = Mapping[str, tuple[int, int]]  # module path -> d_in, d_out
+Drawn = Mapping[str, Tensor]  # module path -> A [r, d_in] of an adapter whose every B is 0
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # module path -> A [r, d_in], B [d_out, r]
 
 
@@ -34,11 +36,6 @@ class Views:
     b: tuple[Tensor, ...]
     index: Tensor  # int64 [modules, 2]: where each a begins in a row, the key of its dropout
     ranks: Tensor  # int32 [n]: how many of its ranks each slot fills; an empty one's mean nothing
-
-    @property
-    def slots(self) -> int:
-        """How many adapters there are."""
-        return self.a[0].shape[0]
 
 
 class Bank:
@@ -64,8 +61,8 @@ class Bank:
         self.blocks = _blocks(self.shapes, self.r).to(device)
 
     @property
-    def fused(self) -> bool:
-        """Whether Triton kernels can work on it."""
+    def by_kernels(self) -> bool:
+        """Whether Triton kernels work on it."""
         return self.compute.is_cuda and self.compute.dtype in (torch.bfloat16, torch.float16)
 
     @property
@@ -82,7 +79,7 @@ class Bank:
 
     def gathered(self, slots: Sequence[int]) -> Views:
         """A copy of the weights of any slots."""
-        index = torch.tensor(slots, device=self.compute.device)
+        index = sent(torch.tensor(slots), self.compute.device)
         return self._views(self.compute.index_select(0, index), self.ranks.index_select(0, index))
 
     def round(self, n: int) -> None:
@@ -90,16 +87,16 @@ class Bank:
         if self.compute is not self.parameters:
             self.compute[:n].copy_(self.parameters[:n])
 
-    def place(self, slot: int, factors: Factors) -> None:
-        """Starts a slot from an adapter, with no gradient and no moments."""
+    def place(self, slot: int, drawn: Drawn) -> None:
+        """Starts a slot from an adapter that is as it was drawn, with no gradient and no moments.
+
+        From pinned memory this waits for nothing.
+        """
         self.empty(slot)
-        self.ranks[slot] = max((a.shape[0] for a, _ in factors.values()), default=self.r)
-        row = self._row(self.parameters, slot)
-        for a, b, name in zip(row.a, row.b, self.shapes, strict=True):
-            if name in factors:
-                given_a, given_b = factors[name]
-                a[0, : given_a.shape[0]].copy_(given_a)
-                b[0, :, : given_b.shape[1]].copy_(given_b)
+        self.ranks[slot] = max((a.shape[0] for a in drawn.values()), default=self.r)
+        for name, a in zip(self.shapes, self._row(self.parameters, slot).a, strict=True):
+            if name in drawn:
+                a[0, : drawn[name].shape[0]].copy_(drawn[name], non_blocking=True)
         self._round_row(slot)
 
     def factors(self, slot: int, r: int) -> dict[str, tuple[Tensor, Tensor]]:

@@ -1,9 +1,9 @@
-"""One clock: a micro-batch of every slot through the base at once, and the steps that completes.
+"""One clock: a micro-batch of every slot through the base at once, and the steps it completes.
 
     shape -> samples -> forward, backward (layers.py adds gradients to the bank) -> optimizer
 
-Nothing here waits for the device: what it finds out comes back as tensors, read when due. What the
-device does is two functions of tensors that stay in their place, so that CUDA can replay them.
+A clock waits for nothing: what the device finds out comes back as tensors, read when due. What it
+does is two functions of tensors that stay in their place, so that CUDA can replay them.
 """
 
 from __future__ import annotations
@@ -82,8 +82,11 @@ class Clock:
             if seat is not None and own is not None and own[1] is not None
         ), shape.slots)
 
-    def rehearse(self, tokens: int, checkpointing: bool) -> int:
-        """Does a clock of about so many tokens twice, in empty slots; the bytes that it took."""
+    def rehearse(self, tokens: int, checkpointing: bool) -> tuple[int, int]:
+        """Does a clock of about so many tokens twice, in empty slots.
+
+        Returns the tokens that it had, padding counted, and the bytes that it took.
+        """
         shares, samples, shape = self._rehearsed(tokens)
         device = self.losses.device
         self.checkpoint(checkpointing)
@@ -91,7 +94,7 @@ class Clock:
             before = _peak(device)
             self._work(shares, samples, shape)
         self.restart([])
-        return _peak(device, before)
+        return shape.tokens, _peak(device, before)
 
     def compile(self, tokens: int, checkpointing: bool) -> None:
         """Makes whatever a clock, a step and an evaluation launch end to end; launches nothing.

@@ -56,6 +56,11 @@ class Ragged:
     targets: int
     longest: int  # tokens of a row, at most
 
+    @staticmethod
+    def rest(tokens: int, longest: int) -> int:
+        """The rows that hold so many tokens of no slot."""
+        return -(-tokens // longest)
+
 
 @dataclass(frozen=True)
 class Samples:

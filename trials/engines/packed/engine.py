@@ -94,8 +94,8 @@ class PackedEngine:
         with self._small() as clock:
             clock.compile(tokens, self.shared.assignment.gradient_checkpointing)
 
-    def rehearse(self, tokens: int) -> int:
-        """The bytes that a clock of about so many tokens takes, its bank and copies aside."""
+    def rehearse(self, tokens: int) -> tuple[int, int]:
+        """The tokens of a clock of about so many, and the bytes it takes beside its bank."""
         with self._small() as clock:
             return clock.rehearse(tokens, self.shared.assignment.gradient_checkpointing)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trials.engines.packed.bank import Bank
-from trials.engines.packed.corpus import Corpus, Padded, Ragged, Rows, Samples
+from trials.engines.packed.corpus import TILE, Corpus, Padded, Ragged, Rows, Samples
 from trials.engines.packed.forward import Forward
 from trials.engines.packed.later import Later, Span, sent
 from trials.engines.packed.layers import Flight, Pack
@@ -21,7 +21,7 @@ from trials.evaluate import Evaluation
 
 @dataclass(frozen=True)
 class Measured:
-    """What a pass has found, still on the device."""
+    """What a pass has found, on its way to the host."""
 
     losses: Later  # [n], fp64: summed over all targets
     right: Later  # [n]: examples whose every target is the model's first choice
@@ -66,8 +66,9 @@ class PackedEvaluation:
                     found.double(), "sum", lengths=samples.counts, unsafe=True
                 )
                 misses.index_add_(0, sent(example, device), (~hits).long())
+                seats[0].course.sign_of_life()
         span.end()
-        mine = losses[slots] if self._ragged else losses[:n]
+        mine = losses[sent(torch.tensor(slots), device)] if self._ragged else losses[:n]
         right = (misses.view(n, -1) == 0).sum(1)
         targets = int(self._corpus.targets.sum())
         return Measured(Later(mine), Later(right), targets, len(self._sorted), span)
@@ -105,8 +106,10 @@ class PackedEvaluation:
         given: list[Rows | None] = [None] * slots
         for seat in seats:
             given[seat.slot] = rows
-        shape = Ragged(slots=slots, tokens=-(-n * int(lengths.sum()) // 64) * 64,
-                       rows=n * len(lengths) + 1, targets=len(each), longest=self._corpus.longest)
+        tokens, longest = n * int(lengths.sum()), self._corpus.longest
+        size = -(-tokens // TILE) * TILE
+        shape = Ragged(slots=slots, tokens=size, targets=len(each), longest=longest,
+                       rows=n * len(lengths) + Ragged.rest(size - tokens, longest))
         order = np.argsort([seat.slot for seat in seats], kind="stable")
         by_slot = each.reshape(n, -1)[order].ravel()
         return self._corpus.samples(given, shape), shape, torch.from_numpy(by_slot)

@@ -34,7 +34,7 @@ class Forward:
     def __init__(self, base: Base, free_bytes: float) -> None:
         self._model: Any = base.model
         self._device, self._dtype = base.device, DTYPES[base.config.dtype]
-        self._fused = base.device.type == "cuda" and self._dtype != torch.float32
+        self._by_kernels = base.device.type == "cuda" and self._dtype != torch.float32
         self._tail = _tail(base)
         size = int(base.model.config.get_text_config().vocab_size)
         logits = min(LOGITS, int(SHARE * free_bytes / LOGIT_BYTES))
@@ -76,7 +76,7 @@ class Forward:
             part.requires_grad_()
             with torch.enable_grad():
                 logits = self._logits(part)
-                if self._fused:
+                if self._by_kernels:
                     losses, upstream = _losses_in_place(logits, targets[rows], weights[rows])
                     (gradient,) = torch.autograd.grad(logits, part, upstream)
                 else:

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from trials.adapters import NAME, export, fresh_adapter, lora_layers
 from trials.contract import LoraConfig
-from trials.engines.packed.bank import Factors
+from trials.engines.packed.bank import Drawn, Factors
 
-KEPT_BYTES = 2 * 2**30  # of first adapters, on the host
+KEPT_BYTES = {"cuda": 2**31, "cpu": 2**28}  # of first adapters, on the host
 Origin = tuple[str, str | None]  # a folder or hub name, and its revision
 
 
@@ -27,7 +27,8 @@ class Skeleton:
     """A base's modules without their numbers."""
 
     def __init__(self, base: PreTrainedModel) -> None:
-        self._drawn: OrderedDict[Any, Factors] = OrderedDict()  # by rank, targets and seed
+        self._pins, self._keeps = base.device.type == "cuda", KEPT_BYTES[base.device.type]
+        self._drawn: OrderedDict[Any, Drawn] = OrderedDict()  # by rank, targets and seed
         with torch.device("meta"):
             self._model = type(base)(base.config)
         real = dict(base.named_modules())
@@ -35,20 +36,27 @@ class Skeleton:
             for key, parameter in module.named_parameters(recurse=False):
                 setattr(module, key, _nothing(parameter.shape, _dtype(real[name], key)))
 
-    def initial(self, lora: LoraConfig, targets: Sequence[str], seed: int) -> Factors:
-        """The adapter that a trial starts from, on the CPU; trials of a study share a few."""
+    def initial(self, lora: LoraConfig, targets: Sequence[str], seed: int) -> Drawn:
+        """The adapter that a trial starts from, on the host; trials of a study share a few."""
         key = lora.r, tuple(targets), seed
         found = self._drawn.pop(key, None)
         if found is None:
             with fresh_adapter(self._model, lora, targets, seed) as adapter:
                 layers: Mapping[str, Any] = lora_layers(adapter.model)
-                found = {name: (layer.lora_A[NAME].weight.detach().clone(),
-                                _kept(layer.lora_B[NAME].weight.detach()))
-                         for name, layer in layers.items()}
+                found = self._kept({name: layer.lora_A[NAME].weight.detach()
+                                    for name, layer in layers.items()})
         self._drawn[key] = found
-        while len(self._drawn) > 1 and sum(map(_bytes, self._drawn.values())) > KEPT_BYTES:
+        while len(self._drawn) > 1 and sum(map(_bytes, self._drawn.values())) > self._keeps:
             self._drawn.popitem(last=False)
         return found
+
+    def _kept(self, drawn: Drawn) -> Drawn:
+        """Copies, in one piece of memory from which a device can fetch them by itself."""
+        size = sum(map(Tensor.numel, drawn.values()))
+        every = torch.empty(size, dtype=torch.float32, pin_memory=self._pins)
+        pieces = torch.split(every, [a.numel() for a in drawn.values()])
+        return {name: piece.view_as(a).copy_(a)
+                for piece, (name, a) in zip(pieces, drawn.items(), strict=True)}
 
     def export(
         self, factors: Factors, lora: LoraConfig, targets: Sequence[str], folder: Path,
@@ -70,12 +78,8 @@ def targeted(paths: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
                  if any(path == name or path.endswith(f".{name}") for name in targets))
 
 
-def _kept(b: Tensor) -> Tensor:
-    return b.clone() if b.any() else b.new_zeros(()).expand(b.shape)
-
-
-def _bytes(factors: Factors) -> int:
-    return sum(a.nbytes for a, _ in factors.values())
+def _bytes(drawn: Drawn) -> int:
+    return sum(a.nbytes for a in drawn.values())
 
 
 def _dtype(module: nn.Module, key: str) -> torch.dtype:

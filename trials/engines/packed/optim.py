@@ -2,8 +2,9 @@
 
 What differs between rows is a vector of coefficients per step, made once per trial on the host by
 the formulas of torch.optim and kept on the device, where each row knows how many steps it has made.
-A row that is not due has coefficients that leave it bit for bit as it is, so one elementwise pass
-serves all rows, whatever each of them does. In fp16 each row has a loss scale of its own: a step
+A row that is not due has coefficients that leave it bit for bit as it is (what is not finite is
+lost in any case, but on CUDA, where such rows are passed over), so one elementwise pass serves all
+rows, whatever each of them does. In fp16 each row has a loss scale of its own: a step
 whose gradient overflows is not made, and halves it (torch.amp.GradScaler's rule and numbers).
 """
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from trials.contract import TrainConfig
 from trials.engines.packed.bank import Bank
+from trials.engines.packed.later import sent
 from trials.engines.packed.refusals import Refused
 from trials.training.optimizers import BETAS, EPSILON
 from trials.training.schedule import rate_factor, warmup_steps
@@ -26,8 +28,8 @@ from trials.training.schedule import rate_factor, warmup_steps
 SUPPORTED = ("adamw", "sgd")
 COEFFICIENTS = (
     "due",  # 1: the row's gradient is complete
-    # The gradient's largest norm; inf: any. For `_update`, what the gradient is multiplied with
-    "clip",  # instead; 0: it is not finite, and becomes 0.
+    # The largest norm allowed; inf: any. `step` puts in its place what the gradient is multiplied
+    "clip",  # with; 0: it is not finite, and counts as 0.
     "decay",  # what weight decay leaves of a parameter
     "new_first",  # the gradient's share in the first moment
     "old_second",  # the share of the second moment that stays
@@ -91,7 +93,7 @@ class Optimizer:
         """Starts a slot with `coefficients`."""
         if len(given) > self.table.shape[1]:
             self._widen(len(given))
-        self.table[slot, : len(given)] = torch.from_numpy(given).to(self.table.device)
+        self.table[slot, : len(given)] = sent(torch.from_numpy(given), self.table.device)
         self.made[slot], self._good[slot] = 0, 0
         self.scale[slot] = FIRST_SCALE if self._scaled else 1.0
 
@@ -156,7 +158,7 @@ class Optimizer:
 
 
 def _norms(bank: Bank, due: Tensor) -> Tensor:
-    if bank.fused:
+    if bank.by_kernels:
         from trials.engines.packed.cuda.rows import norms
 
         return norms(bank, due)
@@ -171,7 +173,7 @@ def _norms(bank: Bank, due: Tensor) -> Tensor:
 
 
 def _update(bank: Bank, given: Tensor) -> None:
-    if bank.fused:
+    if bank.by_kernels:
         from trials.engines.packed.cuda.rows import update
 
         update(bank, given)

@@ -19,7 +19,7 @@ from trials.engines.packed.engine import PackedEngine
 from trials.engines.packed.initial import targeted
 from trials.engines.packed.layers import check_layers
 from trials.engines.packed.optim import check_supported
-from trials.engines.packed.refusals import Refused, check_base
+from trials.engines.packed.refusals import NoRoom, Refused, check_base
 from trials.engines.packed.size import (
     GIB,
     Size,
@@ -34,7 +34,7 @@ from trials.quiet import quiet, quiet_loggers
 from trials.training.limits import check_device, out_of_memory
 from trials.training.optimizers import check_optimizers
 
-PROBES = (1024, 2048)  # tokens
+PROBES = (1024, 2048)  # tokens, about: padded, of each of two slots
 
 
 def prepare(assignment: Assignment, driver: Driver) -> tuple[PackedEngine, Setup]:
@@ -135,14 +135,16 @@ def _check(engine: PackedEngine) -> None:
 def _measured(engine: PackedEngine) -> Size:
     """The size after two clocks of different sizes have shown what a token takes."""
     try:
-        few, many = (engine.rehearse(tokens) for tokens in PROBES)
+        few, least = engine.rehearse(PROBES[0])
+        # End to end it may have been a single row, longer than both.
+        many, most = engine.rehearse(max(PROBES[1], 2 * few if engine.size.ragged else 0))
     except Exception as error:
         if out_of_memory(error):
             raise _too_small(engine) from error
         raise
-    token = max(1.0, (many - few) / (PROBES[1] - PROBES[0]))
+    token = max(1.0, (most - least) / (many - few))
     torch.cuda.empty_cache()
-    fixed = max(0.0, few - PROBES[0] * token) + engine.fixed_bytes
+    fixed = max(0.0, least - few * token) + engine.fixed_bytes
     return _fitted(engine, token_bytes=token, fixed_bytes=fixed)
 
 
@@ -154,9 +156,9 @@ def _fitted(engine: PackedEngine, *, token_bytes: float, fixed_bytes: float) -> 
     )
 
 
-def _too_small(engine: PackedEngine) -> Refused:
+def _too_small(engine: PackedEngine) -> NoRoom:
     free = max(0.0, free_bytes(engine.shared.base, engine.shared.assignment)) / GIB
-    return Refused(
+    return NoRoom(
         f"engine=packed: a clock of a few rows does not fit beside the base: {free:.1f} GiB are "
         "free.",
         "Type train.gradient_checkpointing=true, a smaller data.max_length, a smaller model, or "

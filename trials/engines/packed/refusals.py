@@ -14,6 +14,10 @@ class Refused(InputError):
         self.why = why
 
 
+class NoRoom(Refused):
+    """Not even one trial fits beside the base."""
+
+
 def check_base(base: Base) -> None:
     """Raises Refused where a trial would depend on its pack-mates."""
     if base.config.quantisation == "int8":

@@ -108,7 +108,7 @@ class PackedCourse(Course):
         super().__init__(
             seat.trial, driver, assignment.worker, device, self._made, slot=lambda: seat.slot,
             write=(lambda: self.written) if assignment.samples_at_ticks else None,
-            keeping=Keeping.assigned(assignment, seat.trial, driver.note, writer),
+            keeping=Keeping.assigned(assignment, seat.trial, driver.note, writer), shared=True,
         )
 
     def waited(self, seconds: float, writing_seconds: float) -> None:

@@ -29,7 +29,7 @@ class Shapes(Protocol):
         """The shape of the next clock, and the rows of each slot: 0 for one that must wait."""
 
     def rehearsed(self, tokens: int, corpus: Corpus) -> tuple[Padded | Ragged, list[Rows | None]]:
-        """A clock of about so many tokens, and few targets, of the first slots."""
+        """A clock of about so many tokens of the first slots."""
 
     def shrink(self) -> bool:
         """After a clock that did not fit into memory: less at once. False: it was the least."""
@@ -134,7 +134,7 @@ class RaggedShapes:
     def _shape(self, tokens: int, rows: int, targets: int) -> Ragged:
         size = rounded(tokens)
         # Rows are told to attention alone, which passes over those without tokens.
-        spare = -(-(size - tokens) // self._longest)
+        spare = Ragged.rest(size - tokens, self._longest)
         return Ragged(
             slots=self._slots, tokens=size, rows=_up(rows + spare, max(16, size // 128)),
             targets=min(size, _up(targets, max(64, size // 16))), longest=self._longest,

@@ -32,7 +32,7 @@ ROUNDS = 64  # of steps that trials make alone before they try again to make the
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What passes over those at a tick have found, usually one over all; whom none has measured."""
+    """Of those at a tick: what was found in passes over them, usually one; who has failed, why."""
 
     measured: list[tuple[Sequence[Seat], Measured]] = field(default_factory=list)
     failed: dict[Seat, tuple[Outcome, str]] = field(default_factory=dict)
@@ -63,6 +63,7 @@ class Shift:
         self._unheard: deque[Heard] = deque()
         self._alone: deque[Seat] = deque()  # who is to make a step alone, after a clock that failed
         self._rounds = 1  # of steps alone, after the next such clock
+        self._most = self.slots.bank.slots  # seats that are filled
         self._done = False  # the driver has no more trials
         self._ask_at = 0.0  # not before; on `time.monotonic`'s clock
 
@@ -82,8 +83,12 @@ class Shift:
     def _at_work(self) -> list[Seat]:
         return [seat for seat in self.slots.seats if seat.has_work and seat.course.outcome is None]
 
+    @property
+    def _has_room(self) -> bool:
+        return len(self.slots.seats) < self._most
+
     def _fill(self) -> None:
-        while not self.slots.full and not self._done and time.monotonic() >= self._ask_at:
+        while self._has_room and not self._done and time.monotonic() >= self._ask_at:
             trial = self.driver.next_trial()
             if trial is Turn.DONE:
                 self._done = True
@@ -142,14 +147,20 @@ class Shift:
         return dict(zip(seats, texts, strict=True))
 
     def _states(self, told: Told) -> dict[Seat, Callable[[], Snapshot]]:
-        """As of now, where the device is heard when it has gone on already: one at a time."""
+        """A copy of one due trial's, made now: when this clock is heard, the device has gone on.
+
+        Without a lag none is needed.
+        """
         if not self.lag or any(heard.states for heard in self._unheard):
             return {}
         due = [seat for _, seat, _ in told.steps if seat.course.keeping.due]
         if not due:
             return {}
         first = min(due, key=lambda seat: seat.course.keeping.due_at)
-        return {first: self.slots.snapshot(first)}
+        try:
+            return {first: self.slots.snapshot(first)}
+        except Exception as error:  # said when it is asked for; the trial itself is well
+            return {first: partial(_fail, error)}
 
     def _evaluate(self, seats: Sequence[Seat], found: Evaluated) -> None:
         """In one pass; after one that failed with less at once, then in halves."""
@@ -234,7 +245,8 @@ class Shift:
         """After a clock that failed: with less at once, or each alone until its next step.
 
         So it is known whose fault it is. Where nobody fails alone, all make their steps in turn,
-        and try less and less often to make them together.
+        and try less and less often to make them together. Padded, where not even a row of each
+        fits, the last one goes back to the driver.
         """
         clock, memory = self.slots.clock, out_of_memory(error)
         if not memory:
@@ -242,14 +254,16 @@ class Shift:
         clock.restart(self._at_work)
         if memory and clock.shapes.shrink():
             return
-        if len(seats) > 1 and not (memory and not self.ragged):
+        if memory and len(seats) > 1 and not self.ragged:
+            self._return(seats, error)
+        elif len(seats) > 1:
             self._note(error)
             self._alone.extend([*seats] * self._rounds)
             self._rounds = min(2 * self._rounds, ROUNDS)
             return
-        # Padded rows of one slot take as much as those of all slots before it.
-        self._give_up(max(seats, key=lambda seat: seat.widths(1)[0]), error)
-        self._rounds = 1
+        else:
+            self._give_up(seats[0], error)
+            self._rounds = 1
         if memory:
             clock.shapes.restore()
 
@@ -261,9 +275,25 @@ class Shift:
         self.driver.note(f"a clock of all trials failed, so they make their steps one at a time, "
                          f"which is slower: {type(error).__name__}: {said}")
 
+    def _return(self, seats: Sequence[Seat], error: Exception) -> None:
+        """One trial less at once from now on; who goes is not to blame, and may come again.
+
+        It is the last one that has not gone before.
+        """
+        self._most = len(seats) - 1
+        last = max(seats, key=lambda seat: (-seat.trial.attempt, seat.slot))
+        _, reason = end_of(error, self.slots.shared.base.device)
+        self._finish(last, Outcome.STOPPED, f"{reason} (in a pack of {len(seats)} trials)")
+
     def _give_up(self, seat: Seat, error: Exception) -> None:
+        self._finish(seat, *end_of(error, self.slots.shared.base.device))
+
+    def _finish(self, seat: Seat, outcome: Outcome, reason: str) -> None:
         self._hear(0)
-        outcome, reason = end_of(error, self.slots.shared.base.device)
         if seat.course.outcome is None:
             seat.course.end(outcome, reason)
             self._end(seat)
+
+
+def _fail(error: Exception) -> Snapshot:
+    raise error

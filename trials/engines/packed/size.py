@@ -1,10 +1,12 @@
 """How many slots, how many tokens at once: from the memory there is, measured, never by failing.
 
-    bytes = base (+ 2 per resident weight) + slots * 18 * P + tokens * a + one part's logits
+    bytes = base (+ 2 per resident weight) + slots * 18 * P + 12 * P + tokens * a + logits
 
-P are a slot's numbers at the bank's width (parameters, gradients, two moments and a rounded copy),
-and a, the bytes that training keeps for each token, comes from two probe clocks. All of it stays
-within `engine.memory_fraction` of the device, of which workers on one device have equal parts.
+P are a slot's numbers at the bank's width: parameters, gradients, two moments and a copy in half
+precision (in fp32 there is none: 16); 12 * P is the copy of a state. `a`, the bytes that training
+keeps for each token, comes on CUDA from two probe clocks; logits are those of one part of a clock's
+and of an evaluation's. All of it stays within `engine.memory_fraction` of the device, of which
+workers on one device have equal parts.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from trials.base import Base
 from trials.base.devices import DTYPES, memory_bytes
 from trials.contract import Assignment, EngineConfig, InputError
 from trials.engines.packed.bank import width
-from trials.engines.packed.refusals import Refused
+from trials.engines.packed.refusals import NoRoom
 from trials.training.limits import TRAINING_BYTES, room
 
 FIRST_R = 16  # the bank's width where nothing is said; a wider trial makes it wider
@@ -166,8 +168,8 @@ def _terms(assignment: Assignment) -> str:
 
 def _too_small(
     what: str, size: float, free: float, device: torch.device, assignment: Assignment
-) -> Refused:
-    return Refused(
+) -> NoRoom:
+    return NoRoom(
         f"engine=packed: {_amount(free)} are free beside the base{_terms(assignment)}; {what} "
         f"needs {_amount(size)}.",
         f"Type {_more(size - free, device, assignment)}train.gradient_checkpointing=true, a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from trials.engines.packed.optim import check_supported
 from trials.engines.packed.products import PaddedProducts
 from trials.engines.packed.seat import PackedCourse, Seat
 from trials.engines.trl import TrlEngine, origin_of
+from trials.training.limits import free_memory, out_of_memory
 from trials.training.state import State, Writer
 
 
@@ -97,7 +99,7 @@ class Slots:
         self._seats[seat.slot] = None
 
     def close_up(self) -> None:
-        """Moves the last ones into free slots before them: a clock computes up to the last."""
+        """Moves the last ones into free slots before them: padded clocks compute up to the last."""
         while self.seats and self.seats[-1].slot > (free := self._seats.index(None)):
             last = self.seats[-1]
             self.bank.move(last.slot, free)
@@ -123,12 +125,26 @@ class Slots:
         return self._skeleton.export(factors, lora, names, folder, origin_of(self.shared.base))
 
     def written(self, seats: Sequence[Seat]) -> list[tuple[Sample, ...]]:
-        """What the seats' models write for the evaluation's first prompts, all in one batch."""
+        """What the seats' models write for the evaluation's first prompts.
+
+        All in one batch, or in halves where memory runs out; nothing where it cannot be done.
+        """
+        try:
+            return self._written(seats)
+        except Exception as error:
+            if len(seats) == 1 or not out_of_memory(error):
+                traceback.print_exc()  # as the TRL engine: the trials go on
+                return [()] * len(seats)
+        free_memory(self.shared.base.device)
+        half = len(seats) // 2
+        return [*self.written(seats[:half]), *self.written(seats[half:])]
+
+    def _written(self, seats: Sequence[Seat]) -> list[tuple[Sample, ...]]:
         scales = torch.tensor([seat.scale for seat in seats], dtype=self.bank.parameters.dtype)
         products = PaddedProducts(scales[:, None, None].to(self.shared.base.device))
         weights = self.bank.gathered([seat.slot for seat in seats])
         with self.pack.flying(Flight(weights, products)):
-            return self.shared.written(len(seats))
+            return self.shared.samples(len(seats))
 
     def _seat(self, trial: TrialConfig) -> Seat:
         corpus = self.clock.corpus

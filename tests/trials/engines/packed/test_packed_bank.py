@@ -15,9 +15,8 @@ def bank_of(slots: int, r: int) -> Bank:
     return Bank(SHAPES, slots=slots, r=r, device=torch.device("cpu"))
 
 
-def adapter(r: int, *names: str) -> dict[str, tuple[Tensor, Tensor]]:
-    return {name: (torch.ones(r, SHAPES[name][0]), torch.ones(SHAPES[name][1], r))
-            for name in names}
+def drawn(r: int, *names: str) -> dict[str, Tensor]:
+    return {name: torch.ones(r, SHAPES[name][0]) for name in names}
 
 
 @pytest.mark.parametrize("r", [1, 8, 16, 64, 200])
@@ -39,26 +38,26 @@ def test_ranks_follow_the_slots() -> None:
     bank = bank_of(4, 16)
     weights, gradients = bank.prefix(4)
     for slot, r in enumerate((3, 16, 8)):
-        bank.place(slot, adapter(r, "q", "o"))
+        bank.place(slot, drawn(r, "q", "o"))
     assert weights.ranks.tolist()[:3] == gradients.ranks.tolist()[:3] == [3, 16, 8]
     assert bank.gathered([2, 0]).ranks.tolist() == [8, 3]
     kept = bank.saved(0, 3, ["q", "o"])
     bank.move(2, 3)
-    bank.place(0, adapter(12, "k"))  # larger than who was there
-    bank.place(1, adapter(2, "q"))  # smaller
+    bank.place(0, drawn(12, "k"))  # larger than who was there
+    bank.place(1, drawn(2, "q"))  # smaller
     bank.restore(2, 3, ["q", "o"], kept)
     assert weights.ranks.tolist() == [12, 2, 3, 8]
     wider = bank.widened(100)
-    wider.place(3, adapter(100, "q"))
+    wider.place(3, drawn(100, "q"))
     assert wider.prefix(4)[0].ranks.tolist() == [12, 2, 3, 100]
 
 
 def test_what_a_slot_does_not_fill_is_0_whoever_was_there() -> None:
     bank = bank_of(2, 16)
-    bank.place(0, adapter(16, "q", "k", "o"))
+    bank.place(0, drawn(16, "q", "k", "o"))
     for rows in bank.rows:
         rows[0].fill_(float("nan"))
-    bank.place(0, adapter(5, "q"))
-    filled = 5 * sum(SHAPES["q"])
+    bank.place(0, drawn(5, "q"))
+    filled = 5 * SHAPES["q"][0]
     assert [int(rows[0].count_nonzero()) for rows in bank.rows] == [filled, 0, 0, 0]
     assert sum(a.sum() + b.sum() for a, b in bank.factors(0, 5).values()) == filled

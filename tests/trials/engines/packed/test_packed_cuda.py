@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from packs import interrupted, mixed, prepared, run, seated, ticked
+from packs import interrupted, mixed, prepared, run, seated, ticked, trl
 from tiny import Recorder, Tiny, build_base, made_in
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -233,12 +235,12 @@ def test_the_fused_optimizer_makes_the_steps_of_the_plain_one() -> None:
             train = replace(mixed_train(), optimizer=kind)
             optimizer.seat(slot, optim.coefficients(train, 10))
         if not fused:
-            type(bank).fused, kept = property(lambda self: False), type(bank).fused
+            type(bank).by_kernels, kept = property(lambda self: False), type(bank).by_kernels
         try:
             told.append(optimizer.step(bank, due, torch.zeros(4, device="cuda")))
         finally:
             if not fused:
-                type(bank).fused = kept
+                type(bank).by_kernels = kept
     torch.testing.assert_close(told[0][:, due > 0], told[1][:, due > 0], equal_nan=True)
     for ours, plain in zip(banks[0].rows, banks[1].rows, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-7)
@@ -316,6 +318,22 @@ def test_what_is_recomputed_is_the_same(
     ]
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize("longest", [8, 12, 17, 30])
+def test_short_rows_are_trained_and_evaluated(tmp_path: Path, longest: int) -> None:
+    tiny = made_in(tmp_path, dtype="bf16", device="cuda:0")
+    draw = random.Random(longest)
+    tiny.data.write_text("".join(
+        json.dumps({"prompt": "".join(draw.choices("abcdefgh", k=draw.randint(3, longest - 3))),
+                    "completion": "1"}) + "\n" for _ in range(120)
+    ))
+    trials = [tiny.trial(k, seed=k) for k in range(3)]
+    found, padded = run(tiny, *trials, capacity=3), trl(tiny, *trials)
+    held = torch.cuda.max_memory_reserved("cuda:0")
+    assert all(0 < result.memory_bytes <= held for result in found.results)
+    for k in range(3):
+        assert found.losses(k) == pytest.approx(padded.losses(k), rel=2e-2)
 
 
 def test_checkpointed_rows_lie_end_to_end_too(packs: Tiny) -> None:

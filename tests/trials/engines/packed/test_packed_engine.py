@@ -26,6 +26,7 @@ from trials.contract import (
 )
 from trials.engines.packed import prepare, size
 from trials.training import state as training_state
+from trials.training.batches import Limit
 from trials.training.state import State, read_state
 from trials.worker import work
 
@@ -450,3 +451,18 @@ def test_slots_write_their_samples_together(tiny: Tiny, at_ticks: bool) -> None:
         assert len(result.samples) == 2 and result.sample_seconds > 0
         [same] = [r for r in other.results if r.trial == result.trial]
         assert result.samples == same.samples
+
+
+def test_each_pass_of_an_evaluation_is_a_sign_of_life(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trials.engines.course.ALIVE_EVERY_S", 0.0)
+    monkeypatch.setattr("trials.engines.packed.engine.evaluation_limit",
+                        lambda base, sharing: Limit(tokens=1))
+    engine, driver = prepared(tiny, capacity=2)
+    before = len(driver.shown)
+    driver.trials += [tiny.trial(k, seed=k) for k in range(2)]
+    engine.run(driver)
+    ticks = {report.tick for report in driver.reports}
+    examples = len(engine.shared.data.eval)
+    assert driver.shown[before:] == ["trial 0"] * (len(ticks) * examples)

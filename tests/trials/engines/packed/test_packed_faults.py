@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from packs import lagging, outcomes, prepared, run
-from tiny import Tiny, made_in
+from tiny import Recorder, Tiny, made_in
 
-from trials.contract import Outcome
+from trials.contract import Outcome, Sample
 from trials.engines.packed import optim
+from trials.engines.packed.bank import Bank
 from trials.engines.packed.clock import Clock
 from trials.engines.packed.evaluation import PackedEvaluation
+from trials.engines.trl import TrlEngine
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +64,78 @@ def test_a_clock_that_does_not_fit_is_made_smaller(
         assert cut.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
 
 
-def test_what_does_not_fit_at_all_is_infeasible_one_trial_at_a_time(
+@pytest.mark.parametrize(("rows", "lag"), [(1, 0), (1, 1), (2, 0), (0, 0)])
+def test_a_pack_has_no_more_trials_than_fit(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, rows: int, lag: int
+) -> None:
+    trials = [tiny.trial(k, seed=k) for k in range(6)]
+    whole = run(tiny, *trials, capacity=3)
+    engine, driver = prepared(tiny, capacity=3)
+    engine.size = replace(engine.size, lag=lag)
+    driver.trials += trials
+    out_of_memory_beyond(monkeypatch, rows)
+    engine.run(driver)
+    ended = {result.trial: result for result in driver.results}
+    returned = [2, 1][: 3 - max(rows, 1)]  # the last ones, each time that one was too many
+    for k, result in ended.items():
+        if k in returned:
+            assert result.outcome is Outcome.STOPPED
+            assert str(result.reason).endswith(f"(in a pack of {k + 1} trials)")
+        elif rows:
+            assert result.outcome is Outcome.COMPLETE
+            assert driver.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
+        else:
+            assert result.outcome is Outcome.INFEASIBLE
+            assert str(result.reason).startswith("does not fit into memory: CUDA out of memory")
+    assert sorted(ended) == list(range(6))
+
+
+def test_samples_are_written_in_halves_where_memory_runs_out(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine, before = prepared(tiny, capacity=3)
+    engine.shared.assignment = replace(engine.shared.assignment, samples=2)
+
+    def written() -> dict[int, tuple[Sample, ...]]:
+        driver = Recorder([tiny.trial(k, seed=k) for k in range(3)], setup=before.setup)
+        engine.run(driver)
+        return {result.trial: result.samples for result in driver.results}
+
+    together, plain = written(), TrlEngine.samples
+    assert all(len(samples) == 2 for samples in together.values())
+    for most in (1, 0):
+        def samples(self: TrlEngine, slots: int = 1, most: int = most) -> Any:
+            if slots > most:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+            return plain(self, slots)
+
+        monkeypatch.setattr(TrlEngine, "samples", samples)
+        assert written() == (together if most else dict.fromkeys(range(3), ()))
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_state_that_cannot_be_copied_costs_no_trial(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lag: int
+) -> None:
+    trials = [tiny.trial(k, seed=k) for k in range(2)]
+    whole = run(tiny, *trials, capacity=2)
     engine, driver = prepared(tiny, capacity=2)
-    driver.trials += [tiny.trial(0), tiny.trial(1)]
-    out_of_memory_beyond(monkeypatch, 1)
+    engine.size = replace(engine.size, lag=lag)
+    engine.shared.assignment = replace(
+        engine.shared.assignment, states_dir=str(tmp_path), state_every_s=0.0)
+
+    def saved(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(Bank, "saved", saved)
+    driver.trials += trials
     engine.run(driver)
-    assert sorted(outcome.value for outcome in outcomes(driver).values()) == [
-        "complete", "infeasible"]
-    [reason] = [result.reason for result in driver.results if result.reason]
-    assert reason.startswith("does not fit into memory: CUDA out of memory")
+    for k in range(2):
+        assert outcomes(driver)[k] is Outcome.COMPLETE
+        assert driver.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
+    assert set(driver.notes) <= {f"the state of trial {k} cannot be kept: CUDA out of memory. "
+                                 "Tried to allocate 9 GiB" for k in range(2)}
+    assert driver.notes
 
 
 @pytest.mark.parametrize(("owner", "method"), [(Clock, "tick"), (PackedEvaluation, "measure")])

@@ -14,8 +14,9 @@ from tiny import Recorder, Tiny, made_in
 from torch import Tensor
 
 from trials.contract import TrialConfig
-from trials.engines.packed.corpus import Ragged
+from trials.engines.packed.corpus import Corpus, Ragged
 from trials.engines.packed.engine import PackedEngine
+from trials.engines.packed.evaluation import PackedEvaluation
 from trials.engines.packed.slots import Slots
 
 pytestmark = pytest.mark.gpu
@@ -146,17 +147,23 @@ def unwaiting() -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @COMPILED
-def test_no_clock_waits_for_the_device(
+def test_nothing_waits_for_the_device(
     tiny: Tiny, engine: PackedEngine, compiled: bool
 ) -> None:
-    """What is told of its steps is on its way, and read here when all clocks have been given."""
+    """Seats, clocks, evaluations: what they find is on its way, and read here when all is given."""
     trials = [tiny.trial(k, seed=k, examples=48, batch_size=4 + 4 * k) for k in range(3)]
+    device = engine.shared.base.device
+    evaluation = PackedEvaluation(Corpus(engine.shared.data.eval, 0), device, tokens=256,
+                                  ragged=engine.size.ragged)
     with engine.slots(replace(engine.size, slots=4, compiled=compiled)) as slots:
         for watched in (False, True):  # at first kernels are made, and shapes are recorded
-            seats, told = seated(slots, *trials), []
+            told = []
             with unwaiting() if watched else nullcontext():
+                seats = seated(slots, *trials)
                 while live := [seat for seat in seats if seat.has_work]:
                     told.append(slots.clock.tick(live))
+                measured = evaluation.measure(slots.forward, slots.pack, slots.bank, seats)
+            assert all(0 < found.loss < 10 for found in measured.evaluations())
             losses = [[clock.numbers.numbers()[0][slot] for clock in told
                        for at, _, _ in clock.steps if at == slot] for slot in range(3)]
             assert [len(own) for own in losses] == [12, 6, 4]

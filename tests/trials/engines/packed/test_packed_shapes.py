@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from packs import prepared
 from tiny import Tiny
 
+from trials.data.examples import Example, Examples
+from trials.engines.packed.corpus import Corpus
 from trials.engines.packed.engine import PackedEngine
+from trials.engines.packed.evaluation import PackedEvaluation
 from trials.engines.packed.seat import Seat
 from trials.engines.packed.shapes import RaggedShapes
 from trials.engines.packed.size import full_clock
@@ -123,3 +127,24 @@ def test_a_full_clock_has_a_block_for_every_multiprocessor(
     rounds = tokens / (128 * multiprocessors)  # of products in blocks of 128 tokens
     assert 8192 <= tokens <= 22528
     assert rounds <= round(rounds) and rounds > 0.97 * round(rounds)
+
+
+@pytest.mark.parametrize("slots", [(0,), (0, 2, 5)])
+@pytest.mark.parametrize("longest", [2, 10, 24, 40, 300])
+def test_every_token_of_an_evaluation_belongs_to_a_row(
+    slots: tuple[int, ...], longest: int
+) -> None:
+    random = np.random.default_rng(longest)
+    for tokens in (longest, 10 * longest, 2000):
+        lengths = [longest, *random.integers(1, longest + 1, 40).tolist()]
+        corpus = Corpus(Examples.of(
+            Example((7,) * (length + 1), (False, *[True] * length), "", "") for length in lengths
+        ), pad=0)
+        evaluation = PackedEvaluation(corpus, torch.device("cpu"), tokens=tokens, ragged=True)
+        seats: Any = [SimpleNamespace(slot=slot) for slot in slots]
+        for rows in evaluation._groups(len(slots)):  # CUDA alone computes what is made here
+            samples, shape, _ = evaluation._samples(rows, seats, 6)
+            assert samples.ends is not None
+            ends = samples.ends.numpy()
+            assert ends[0] == 0 and ends[-1] == shape.tokens == len(samples.tokens)
+            assert 0 <= np.diff(ends).min() <= np.diff(ends).max() <= longest

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,15 +18,19 @@ from packs import prepared
 from tiny import Recorder, Tiny, build_base, made_in, write_data
 from torch import Tensor, nn
 
+from trials import host
 from trials.base.devices import memory_bytes
 from trials.contract import EngineConfig, InputError, Outcome
+from trials.data.examples import Example, Examples
 from trials.engines.packed import prepare
 from trials.engines.packed import size as sizes
 from trials.engines.packed.bank import Bank, shapes_of
+from trials.engines.packed.corpus import Corpus
 from trials.engines.packed.engine import PackedEngine
 from trials.engines.packed.refusals import Refused
-from trials.engines.packed.shapes import RaggedShapes
+from trials.engines.packed.shapes import PaddedShapes, RaggedShapes
 from trials.engines.packed.size import GIB, SPARES, Size, fitted, free_bytes, slot_bytes
+from trials.training.batches import Limit
 from trials.training.limits import free_memory
 
 MEAN, LONGEST = 182.0, 512
@@ -80,6 +85,33 @@ def memory(
     engine: PackedEngine, layers: dict[str, nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> Memory:
     return Memory(engine, layers, monkeypatch)
+
+
+# --- what a token takes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ragged", [True, False])
+@pytest.mark.parametrize("lengths", [(2047,), (1100, 1500), (700, 900), (30, 2000), (1,), (182,)])
+def test_what_a_token_takes_is_found_however_long_the_rows_are(
+    engine: PackedEngine, monkeypatch: pytest.MonkeyPatch, ragged: bool, lengths: tuple[int, ...]
+) -> None:
+    corpus = Corpus(Examples.of(
+        Example((7,) * (length + 1), (False,) + (True,) * length, "", "") for length in lengths
+    ), pad=0)
+    shapes = (RaggedShapes(8, 16896, corpus.longest) if ragged
+              else PaddedShapes(Limit(tokens=16896)))
+
+    def rehearse(tokens: int) -> tuple[int, int]:
+        shape, _ = shapes.rehearsed(tokens, corpus)
+        return shape.tokens, 3 * GIB + 1000 * shape.tokens
+
+    found: dict[str, float] = {}
+    monkeypatch.setattr(engine, "size", replace(engine.size, ragged=ragged))
+    monkeypatch.setattr(engine, "rehearse", rehearse)
+    preparing = import_module("trials.engines.packed.prepare")  # the name is also its function's
+    monkeypatch.setattr(preparing, "_fitted", lambda engine, **given: found.update(given))
+    preparing._measured(engine)
+    assert found == {"token_bytes": 1000, "fixed_bytes": 3 * GIB + engine.fixed_bytes}
 
 
 # --- what a slot takes ---------------------------------------------------------------------------
@@ -205,8 +237,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
             monkeypatch.setattr(torch.cuda, name, lambda device, found=found: found)
         properties = SimpleNamespace(total_memory=total * GIB)
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-        host = SimpleNamespace(total=total * GIB, available=free * GIB)
-        monkeypatch.setattr(psutil, "virtual_memory", lambda: host)
+        memory = SimpleNamespace(total=total * GIB, available=free * GIB)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        monkeypatch.setattr(host, "GROUP", Path("/nowhere"))  # this very process may be limited
         info = SimpleNamespace(rss=held * GIB)
         monkeypatch.setattr(psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: info))
         return Machine(total, held, free)
