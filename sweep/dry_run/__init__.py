@@ -25,7 +25,7 @@ from sweep.dry_run.first import certain, next_trials
 from sweep.dry_run.rehearsal import Probe, Rehearsal
 from sweep.ending import COMPLETE, FAILED, Ending
 from sweep.executors import WorkerError, executor
-from sweep.executors.devices import devices, shares
+from sweep.executors.devices import shares
 from sweep.observers import Opened
 from sweep.observers.closing import typed_too
 from sweep.observers.console import build_console
@@ -146,4 +146,4 @@ def _workers(config: SweepConfig) -> int:
     """How many work at once."""
     if config.executor.name == "inline":
         return 1
-    return len(shares(devices(config.device), config.executor.workers))
+    return len(shares(config))

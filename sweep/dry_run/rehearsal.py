@@ -103,11 +103,7 @@ class Rehearsal:
     def gave_up(self, worker: str, why: str) -> None:
         """The others neither wait for it nor do its part; nor would they in the sweep."""
         self.workers -= 1
-        if self.setup is not None:
-            at_once = max(1, self.setup.capacity * self.workers)
-            for probe in self.probes:
-                if probe.began is None:
-                    probe.trials = probe.trials[:at_once]
+        self._shorten_probes()
         self._notice_loaded()
         self.note(why)
 
@@ -128,6 +124,7 @@ class Rehearsal:
         else:
             self.setup = setup
             self.probes = list(self._plan(setup))
+            self._shorten_probes()
         self._ready.add(worker)
         self._notice_loaded()
 
@@ -188,6 +185,13 @@ class Rehearsal:
         while self._now is not None and self._now.over:
             self._at, self._given = self._at + 1, 0
         return self._now
+
+    def _shorten_probes(self) -> None:
+        """No more trials than go at once."""
+        at_once = max(1, self.setup.capacity * self.workers) if self.setup else 0
+        for probe in self.probes:
+            if probe.began is None:
+                probe.trials = probe.trials[:at_once]
 
     def _enough(self, number: int) -> Verdict:
         self._stopped.add(number)

@@ -6,6 +6,10 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sweep.config import SweepConfig
 
 NVIDIA_SMI_S = 20.0  # it can take seconds where the driver is not loaded yet
 
@@ -32,9 +36,14 @@ def visible_gpus() -> int:
     return hidden  # CUDA ignores what follows the first name that is none
 
 
-def shares(devices: list[str], workers: int | None) -> list[str]:
-    """The device of each worker: one worker each, or so many over all of them in turn."""
-    return [devices[k % len(devices)] for k in range(workers or len(devices))]
+def shares(config: SweepConfig) -> list[str]:
+    """The device of each worker: one worker each, or so many over all of them in turn.
+
+    There are never more than trials.
+    """
+    found = devices(config.device)
+    workers = min(config.executor.workers or len(found), config.limits.n_trials)
+    return [found[k % len(found)] for k in range(workers)]
 
 
 def threads_of(device: str, among: list[str]) -> int | None:
@@ -43,6 +52,15 @@ def threads_of(device: str, among: list[str]) -> int | None:
     if device.startswith("cuda") or sharing < 2:
         return None
     return max(1, _cores() // sharing)
+
+
+def too_many_for_cpu(workers: list[str]) -> str | None:
+    """What to say where workers on the CPU are more than its cores."""
+    asked, cores = workers.count("cpu"), _cores()
+    if asked <= cores:
+        return None
+    return (f"{asked} workers share {cores} CPU core{'s' if cores > 1 else ''}: "
+            f"executor.workers={cores} is as fast, and needs less memory")
 
 
 def _cores() -> int:

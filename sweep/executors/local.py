@@ -14,10 +14,12 @@ from multiprocessing.connection import Connection, wait
 from sweep.config import SweepConfig
 from sweep.connection import Answering
 from sweep.executors import WorkerError, remains
-from sweep.executors.devices import devices, shares, threads_of
+from sweep.executors.devices import shares, threads_of, too_many_for_cpu
 from sweep.executors.pipe import Message, answer, receive, send
 from sweep.executors.worker_process import WorkerProcess, how_it_ended
+from sweep.results.wording import size
 from sweep.space import assignment
+from trials import host
 from trials.contract import InputError, Turn
 
 LOOK_S = 0.5  # between two looks at processes that say nothing
@@ -29,8 +31,7 @@ class Local:
 
     def __init__(self, config: SweepConfig, driver: Answering) -> None:
         self._config, self._driver = config, driver
-        self._devices = shares(devices(config.device), config.executor.workers)
-        driver.devices, driver.workers = len(set(self._devices)), len(self._devices)
+        self._take(shares(config))
         self._workers: dict[Connection, WorkerProcess] = {}
         self._false_starts: Counter[int] = Counter()  # by the worker's index
         self._lock: int | None = None
@@ -40,6 +41,8 @@ class Local:
     def run(self) -> None:
         """See `sweep.executors.Executor`."""
         remains.wait_for_others(self._driver.note)
+        if self._config.engine.name != "simulated" and (known := too_many_for_cpu(self._devices)):
+            self._driver.note(known)
         with remains.held() as self._lock:
             try:
                 self._start(0)
@@ -52,6 +55,11 @@ class Local:
     def kill(self) -> None:
         """See `sweep.executors.Executor`."""
         self._killed = True
+
+    def _take(self, workers: list[str]) -> None:
+        """Each worker's device from now on."""
+        self._devices = workers
+        self._driver.devices, self._driver.workers = len(set(workers)), len(workers)
 
     def _serve(self) -> None:
         while self._workers and not self._killed:
@@ -92,6 +100,8 @@ class Local:
     def _prepared(self, worker: WorkerProcess, message: Message) -> None:
         """A refusal is sent too, so that the worker leaves by itself."""
         first = not self._driver.is_open
+        if first:
+            self._leave_memory(worker)
         try:
             answer(self._driver.connect(worker.name), message)
         except InputError as error:
@@ -101,6 +111,16 @@ class Local:
         self._reply(worker, {"log": str(worker.log)})
         for index in range(1, len(self._devices)) if first else ():
             self._start(index)
+
+    def _leave_memory(self, ready: WorkerProcess) -> None:
+        """Has no more workers than the host's memory holds, going by the one that is ready."""
+        each, free, wanted = ready.own_bytes, host.free_bytes(), len(self._devices)
+        if each and (fit := 1 + free // each) < wanted:
+            self._take(self._devices[:fit])
+            self._driver.note(
+                f"{fit} of {wanted} workers start: one takes {size(each)} of this host's memory, "
+                f"of which {size(free)} are free"
+            )
 
     def _reply(self, worker: WorkerProcess, reply: Message) -> None:
         self._done = self._done or reply.get("turn") == Turn.DONE.value

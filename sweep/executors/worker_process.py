@@ -74,6 +74,14 @@ class WorkerProcess:
         now = memory_kills()
         return now is not None and self._memory_kills is not None and now > self._memory_kills
 
+    @property
+    def own_bytes(self) -> int | None:
+        """The host's memory that nobody shares with it; null: the system does not tell."""
+        try:
+            return int(psutil.Process(self.process.pid).memory_full_info().uss)
+        except psutil.Error:
+            return None
+
     def end(self, *, at_once: bool) -> int:
         """Sees the process out, by force if need be; its exit code."""
         self.connection.close()

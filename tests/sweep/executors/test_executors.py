@@ -18,7 +18,14 @@ from sweeping import Recorder, in_optuna, stored, sweep_config
 
 from sweep.config import SweepConfig
 from sweep.ending import BUDGET, COMPLETE
-from sweep.executors.devices import devices, shares, threads_of, visible_gpus
+from sweep.executors.devices import (
+    devices,
+    shares,
+    threads_of,
+    too_many_for_cpu,
+    visible_gpus,
+)
+from sweep.executors.worker_process import WorkerProcess
 from sweep.observers import Closed
 from sweep.run import run_sweep
 from sweep.space import assignment
@@ -289,12 +296,33 @@ def test_without_a_gpu_auto_is_the_cpu_and_cuda_stays_for_the_worker_to_refuse(
     assert devices("auto") == ["cpu"] and devices("cuda") == ["cuda"]
 
 
-def test_shares_of_devices_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_devices_and_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sweep.executors.devices._installed_gpus", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("sweep.executors.devices._cores", lambda: 8)
-    assert shares(["cuda:0", "cuda:1"], None) == ["cuda:0", "cuda:1"]
-    assert shares(["cuda:0", "cuda:1"], 3) == ["cuda:0", "cuda:1", "cuda:0"]
+    assert shares(local(tmp_path, "device=cuda")) == ["cuda:0", "cuda:1"]
+    assert shares(local(tmp_path, "device=cuda", "executor.workers=3")) == [
+        "cuda:0", "cuda:1", "cuda:0"]
+    assert shares(local(tmp_path, "device=cuda", "n_trials=1")) == ["cuda:0"]
+    assert len(shares(local(tmp_path, "device=cpu", "executor.workers=100"))) == 4  # trials
     assert threads_of("cpu", ["cpu"] * 3) == 2 and threads_of("cpu", ["cpu"]) is None
     assert threads_of("cuda:0", ["cuda:0"] * 2) is None
+    assert too_many_for_cpu(["cpu"] * 8) is too_many_for_cpu(["cuda:0"] * 9) is None
+    assert "9 workers share 8 CPU cores: executor.workers=8" in str(too_many_for_cpu(["cpu"] * 9))
+
+
+def test_no_more_workers_start_than_the_hosts_memory_holds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(WorkerProcess, "own_bytes", 3 * 2**30)
+    monkeypatch.setattr("trials.host.free_bytes", lambda: 4 * 2**30)
+    config, seen = local(tmp_path, "executor.workers=4"), Recorder()
+    assert run_sweep(config, seen) == 0
+    assert {result.worker for result in seen.results} <= {"worker-0", "worker-1"}
+    assert [path.name for path in sorted((config.study_dir / "logs").iterdir())] == [
+        "worker-0.log", "worker-1.log"]
+    assert ("2 of 4 workers start: one takes 3.0 GiB of this host's memory, of which 4.0 GiB are "
+            "free") in seen.notes
 
 
 def test_each_worker_knows_how_many_share_its_device(
