@@ -14,6 +14,7 @@ class Answering(Protocol):
 
     devices: int  # held by the run
     workers: int  # that share the trials
+    most_behind: int  # changes that may wait until `catch_up`
 
     @property
     def ending(self) -> Ending | None:
@@ -41,6 +42,9 @@ class Answering(Protocol):
 
     def beat(self) -> None:
         """Called often, also while no worker says anything."""
+
+    def catch_up(self) -> bool:
+        """Called while nobody waits for an answer; False: there was nothing left to do."""
 
     def progress(self, worker: str, what: str, done: int, total: int) -> None:
         """See `trials.contract.Driver`, here and below."""

@@ -52,6 +52,7 @@ class SweepDriver:
         self.at_once = False  # nobody wants to wait any more
         self.devices = 1  # held by the run; its executor knows
         self.workers = 1  # that share the trials; likewise
+        self.most_behind = 0  # changes of Optuna's tables that wait for `catch_up`; likewise
         self.note: Callable[[str], None] = getattr(observer, "note", print)
         self._lost = False
         self._observer = observer
@@ -182,6 +183,10 @@ class SweepDriver:
         if over := account.reached():
             self.stop(BUDGET, over.reason, over.more)
 
+    def catch_up(self) -> bool:
+        """Makes a change that could wait while workers did not; False: there is none."""
+        return self._begun is not None and self._begun.proposals.study.catch_up()
+
     def stop(self, code: int, reason: str, more: str | None = None) -> None:
         """No new trials, and running ones stop at their next step. The first reason counts."""
         self.ending = self.ending or Ending(code=code, reason=reason, more=more)
@@ -227,7 +232,8 @@ class SweepDriver:
         study = open_study(config, setup, Guard(config.storage, self.note, self._patience))
         account = open_account(config.limits, study.store, study.uuid, study.seconds, self.devices)
         account.count(self._clock() - self._began, ())
-        return Lives(config, setup, study, account, self._ledger, self._observer)
+        return Lives(
+            config, setup, study, account, self._ledger, self._observer, self.most_behind)
 
     def _show_opened(self, lives: Lives, setup: Setup) -> None:
         study = lives.study
@@ -280,6 +286,7 @@ class SweepDriver:
         """Writes down how the run ended."""
         if self._begun:
             study, account = self._begun.study, self._begun.account
+            self._begun.proposals.settle()
             study.guard.call(account.write)
             study.store.leave(study.uuid, reason)
 

@@ -30,9 +30,10 @@ class Lives:
         account: Account,
         ledger: Ledger,
         observer: Observer,
+        most_behind: int = 0,
     ) -> None:
         self.study, self.account = study, account
-        self.proposals = Proposals(config, setup, study, ledger)
+        self.proposals = Proposals(config, setup, study, ledger, most_behind)
         self._config, self._setup = config, setup
         self._ledger, self._observer = ledger, observer
 

@@ -64,6 +64,7 @@ class Rehearsal:
     ) -> None:
         self.ending: Ending | None = None
         self.devices = 1
+        self.most_behind = 0
         self.setup: Setup | None = None
         self.probes: list[Probe] = []
         self.loaded_s = 0.0  # until all workers were ready
@@ -109,6 +110,10 @@ class Rehearsal:
 
     def beat(self) -> None:
         """There is nobody who would have to know that it is alive."""
+
+    def catch_up(self) -> bool:
+        """Nothing is written."""
+        return False
 
     # --- a worker's side ---------------------------------------------------------------------
 

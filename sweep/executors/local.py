@@ -22,6 +22,7 @@ from sweep.space import assignment
 from trials import host
 from trials.contract import InputError, Turn
 
+MOST_BEHIND = 1000  # changes that wait for a moment in which no worker does
 LOOK_S = 0.5  # between two looks at processes that say nothing
 MOST_FALSE_STARTS = 2  # in a row of one worker, dying with no trial in its hands
 
@@ -32,6 +33,7 @@ class Local:
     def __init__(self, config: SweepConfig, driver: Answering) -> None:
         self._config, self._driver = config, driver
         self._take(shares(config))
+        driver.most_behind = MOST_BEHIND
         self._workers: dict[Connection, WorkerProcess] = {}
         self._false_starts: Counter[int] = Counter()  # by the worker's index
         self._lock: int | None = None
@@ -63,7 +65,10 @@ class Local:
 
     def _serve(self) -> None:
         while self._workers and not self._killed:
-            for ready in wait(list(self._workers), timeout=LOOK_S):
+            heard = wait(list(self._workers), timeout=0)
+            if not (heard or self._driver.catch_up()):
+                heard = wait(list(self._workers), timeout=LOOK_S)
+            for ready in heard:
                 assert isinstance(ready, Connection)
                 self._hear(self._workers[ready])
             self._look()

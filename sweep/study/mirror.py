@@ -3,13 +3,17 @@
 A sampler reads every trial for every proposal; from the database that would cost more than the
 sampling itself (measured with 64 live trials: four times as much). This process is the only writer,
 so memory is never behind. Each change is one transaction; a trial appears with all its parameters.
+The database may be behind by some changes, made when no worker waits for an answer: what they are
+about is in our tables before, and a driver that finds them missing makes them.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import optuna
@@ -23,9 +27,15 @@ Params = dict[str, Any]
 
 
 class MirroredStudy:
-    """One study, owned by this process. Trials are named by their number."""
+    """One study, owned by this process. Trials are named by their number.
 
-    def __init__(self, stored: optuna.Study, storage: RDBStorage, guard: Guard) -> None:
+    `most_behind`: changes that the database may lack until `catch_up`.
+    """
+
+    def __init__(
+        self, stored: optuna.Study, storage: RDBStorage, guard: Guard, most_behind: int = 0
+    ) -> None:
+        self._most_behind, self._behind = most_behind, deque[Callable[[], None]]()
         self._guard, self._unguarded = guard, storage
         self._storage, self._stored_id = guard.around(storage), stored._study_id
         self.before: list[FrozenTrial] = stored.get_trials(deepcopy=False)
@@ -56,12 +66,12 @@ class MirroredStudy:
 
     def report(self, number: int, tick: int, loss: float) -> None:
         """A finite loss at a tick that was not told before."""
-        self._storage.set_trial_intermediate_value(self._ids[number], tick, loss)
+        self._later(self._storage.set_trial_intermediate_value, self._ids[number], tick, loss)
         self._trials[number].report(loss, tick)
 
     def describe(self, number: int, name: str, value: Any) -> None:
         """An attribute that the dashboard shows; only before `tell`."""
-        self._storage.set_trial_user_attr(self._ids[number], name, value)
+        self._later(self._storage.set_trial_user_attr, self._ids[number], name, value)
 
     def rank_last(self, number: int) -> None:
         """Has the sampler rank a trial below all that trained."""
@@ -70,12 +80,25 @@ class MirroredStudy:
             trial.set_constraint("trains", 1.0)
         known = self._memory._storage.get_trial_system_attrs(trial._trial_id)
         for name, value in known.items():
-            self._storage.set_trial_system_attr(self._ids[number], name, value)
+            self._later(self._storage.set_trial_system_attr, self._ids[number], name, value)
 
     def tell(self, number: int, state: TrialState, loss: float | None = None) -> None:
         """Ends a trial for good; a pruned one has its last reported loss as its value."""
         told = self._memory.tell(self._trials.pop(number), loss, state)
-        self._storage.set_trial_state_values(self._ids[number], told.state, told.values)
+        self._later(
+            self._storage.set_trial_state_values, self._ids[number], told.state, told.values)
+
+    def catch_up(self) -> bool:
+        """Makes the first change that the database lacks; False: it lacks none."""
+        if not self._behind:
+            return False
+        self._behind.popleft()()
+        return True
+
+    def _later(self, change: Callable[..., Any], *what: Any) -> None:
+        self._behind.append(partial(change, *what))
+        while len(self._behind) > self._most_behind:
+            self.catch_up()
 
     def _create(self, number: int, template: FrozenTrial) -> int:
         """The stored trial's id; repeatable, also where only the answer was lost."""

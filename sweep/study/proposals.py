@@ -34,11 +34,13 @@ class Proposals:
     setup: Setup
     open: OpenStudy
     ledger: Ledger
+    most_behind: int = 0  # see `MirroredStudy`
     exhausted: str | None = None
 
     def __post_init__(self) -> None:
         self._size = self.config.space.size()
-        self.study = MirroredStudy(self.open.study, self.open.storage, self.open.guard)
+        self.study = MirroredStudy(
+            self.open.study, self.open.storage, self.open.guard, self.most_behind)
 
     @property
     def done(self) -> bool:
@@ -88,6 +90,12 @@ class Proposals:
     def keep_rows(self, live: Live) -> None:
         """Has the next driver know, too, how many examples a forward may hold."""
         self.study.describe(live.config.number, ROWS, live.rows)
+        self.settle()
+
+    def settle(self) -> None:
+        """Makes all changes that the database lacks."""
+        while self.study.catch_up():
+            pass
 
     def commit(self, live: Live, result: TrialResult) -> None:
         """Attributes, then tell, which ends the trial for good."""

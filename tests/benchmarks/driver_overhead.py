@@ -7,6 +7,7 @@ driver (ask, report, tell, our tables, all observers but W&B's process) is calle
 call it, and each call is timed. The share is computed for trials of `--seconds`: what a trial waits
 in all for its own calls, and for those of the others that come at the same moment (the driver
 answers one after the other: with a load of x, one waits x / (1 - x) / 2 service times on average).
+What can wait until nobody does, is done here at the end of each trial, and is not waited for.
 """
 
 from __future__ import annotations
@@ -24,14 +25,15 @@ from typing import Any
 
 from sweep.config import SweepConfig, compose
 from sweep.driver import SweepDriver
+from sweep.executors.local import MOST_BEHIND
 from sweep.observers import build_observers
 from sweep.space import assignment
 from tests.benchmarks.tables import table
-from trials.contract import Driver, TrialResult
+from trials.contract import TrialResult
 from trials.engines.simulated import prepare
 
-COLUMNS = ("live trials", "trials so far", "ask ms", "report ms", "finish ms", "s per trial",
-           "of it CPU", "driver's load", "workers wait")
+COLUMNS = ("live trials", "trials so far", "ask ms", "report ms", "finish ms", "later ms",
+           "s per trial", "of it CPU", "driver's load", "workers wait")
 MILESTONES = (50, 150, 500, 1000, 1500, 2000)  # trials
 
 
@@ -63,7 +65,8 @@ def measure(config: SweepConfig, live: int, seconds: float) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         observers = build_observers(config)
     driver = SweepDriver(config, observers)
-    link = Timed(driver.connect("worker-0"), config.limits.n_trials)
+    driver.most_behind = MOST_BEHIND
+    link = Timed(driver, config.limits.n_trials)
     with contextlib.redirect_stdout(io.StringIO()):
         given = assignment(config, worker="worker-0", device="cpu")
         engine, setup = prepare(given, link)
@@ -78,8 +81,8 @@ def measure(config: SweepConfig, live: int, seconds: float) -> None:
 class Timed:
     """A driver whose calls are timed by name; `rows` has a row for each milestone."""
 
-    def __init__(self, driver: Driver, trials: int) -> None:
-        self._driver = driver
+    def __init__(self, driver: SweepDriver, trials: int) -> None:
+        self._driver, self._whole = driver.connect("worker-0"), driver
         self._milestones = deque(n for n in MILESTONES if n <= trials)
         self._done = self._since = 0
         self.rows: list[Row] = []
@@ -93,7 +96,9 @@ class Timed:
 
     def finish(self, result: TrialResult) -> None:
         """Ends a trial, and perhaps a row."""
-        self._timed("finish", result)
+        self._timed(self._driver.finish, result)
+        while self._timed(self._whole.catch_up):
+            pass
         self._done += 1
         if self._milestones and self._done >= self._milestones[0]:
             self._milestones.popleft()
@@ -101,15 +106,15 @@ class Timed:
             self.restart()
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        return partial(self._timed, name)
+        return partial(self._timed, getattr(self._driver, name))
 
-    def _timed(self, name: str, *args: Any) -> Any:
+    def _timed(self, call: Callable[..., Any], *args: Any) -> Any:
         began, cpu = time.perf_counter(), time.process_time()
         try:
-            return getattr(self._driver, name)(*args)
+            return call(*args)
         finally:
             self.cpu += time.process_time() - cpu
-            self.took.setdefault(name, []).append(time.perf_counter() - began)
+            self.took.setdefault(call.__name__, []).append(time.perf_counter() - began)
 
 
 class Row:
@@ -119,14 +124,16 @@ class Row:
         took = link.took
         self.done, self.cpu = done, link.cpu / trials
         self.mean = {name: sum(times) / len(times) for name, times in took.items()}
+        self.later = sum(took["catch_up"]) / trials
         self.per_trial = sum(map(sum, took.values())) / trials
 
     def cells(self, live: int, seconds: float) -> list[str]:
         """The row as printed; the share is of a trial of so many seconds."""
         load = live * self.per_trial / seconds
         queue = load / (1 - load) / 2 if load < 1 and live > 1 else 0.0
-        share = self.per_trial * (1 + queue) / seconds
+        share = (self.per_trial - self.later) * (1 + queue) / seconds
         times = [f"{self.mean[name] * 1e3:.1f}" for name in ("next_trial", "report", "finish")]
+        times.append(f"{self.later * 1e3:.1f}")
         waiting = f"{share:.2%}" if load < 1 else "too slow"
         return [str(live), f"{self.done:,}", *times, f"{self.per_trial:.3f}", f"{self.cpu:.3f}",
                 f"{load:.0%}", waiting]

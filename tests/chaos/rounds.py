@@ -42,6 +42,7 @@ DRIVER_POINTS = {
     "sweep.study.mirror:MirroredStudy.report": 25,
     "sweep.study.mirror:MirroredStudy.describe": 20,
     "sweep.study.mirror:MirroredStudy.tell": 8,
+    "sweep.study.mirror:MirroredStudy.catch_up": 80,
     "os:replace": 20,  # a file written aside, or just renamed
     "sweep.observers.files:Files.finished": 8,
     "sweep.store:Store.leave": 1,

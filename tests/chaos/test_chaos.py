@@ -47,6 +47,7 @@ LIVES = {
         Plan(point=f"{STORE}.finish", when="after"),
         Plan(point=f"{TOLD}.describe", call=3, when="after"),
         *deadly(f"{TOLD}.tell"),
+        *deadly(f"{TOLD}.catch_up", 9),
         Plan(point="os:replace", call=5),
     ],
     "the worker, or both": [

@@ -23,6 +23,7 @@ from sweeping import (
 )
 
 from sweep.config import SweepConfig
+from sweep.driver import SweepDriver
 from sweep.ending import BUDGET, COMPLETE, FAILED, INTERRUPTED
 from sweep.observers import Observers
 from sweep.store import Store
@@ -371,6 +372,51 @@ def test_a_tick_in_our_tables_reaches_optuna_too(config: SweepConfig) -> None:
     driver.close()
     assert in_optuna(config)[0].intermediate_values == {1: 0.9}
     assert stored(config)[1][0].losses == (0.9,)
+
+
+@pytest.mark.parametrize("caught_up", range(0, 8))
+def test_changes_that_waited_when_a_driver_died_are_made_by_the_next(
+    config: SweepConfig, caught_up: int
+) -> None:
+    """At each place between the first of a trial's changes and its end in Optuna's tables."""
+    first = SweepDriver(config, Recorder())
+    first.most_behind = 100
+    link = first.connect("w0")
+    link.prepared(prepare(config, link))
+    done, live = take(link), take(link)
+    for tick in range(1, 6):
+        tell(link, done, tick, 0.5)
+    tell(link, live, 1, 0.9)
+    end(link, done)
+    assert [trial.intermediate_values for trial in in_optuna(config)] == [{}, {}]
+    assert [record.losses for record in stored(config)[1]] == [(0.5,) * 5, (0.9,)]
+    assert all(first.catch_up() for _ in range(caught_up))
+    assert len(in_optuna(config)[0].intermediate_values) == min(caught_up, 5)
+    abandon(config)
+
+    seen = Recorder()
+    driver, link = ready(config, seen)
+    assert [result.trial for result in seen.results] == [0] and take(link).number == 1
+    driver.close()
+    assert in_optuna(config)[0].state is TrialState.COMPLETE
+    assert [trial.intermediate_values for trial in in_optuna(config)] == [
+        dict.fromkeys(range(1, 6), 0.5), {1: 0.9}]
+
+
+def test_a_driver_that_leaves_makes_all_changes_that_wait(config: SweepConfig) -> None:
+    driver = SweepDriver(config, Recorder())
+    driver.most_behind = 2
+    link = driver.connect("w0")
+    link.prepared(prepare(config, link))
+    trial = take(link)
+    for tick in range(1, 6):
+        tell(link, trial, tick, 0.5)
+    assert len(in_optuna(config)[0].intermediate_values) == 3
+    end(link, trial)
+    driver.close()
+    found = in_optuna(config)[0]
+    assert found.state is TrialState.COMPLETE and len(found.intermediate_values) == 5
+    assert found.user_attrs["outcome"] == "complete" and not driver.catch_up()
 
 
 def abandon(config: SweepConfig) -> None:
