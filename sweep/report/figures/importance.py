@@ -28,7 +28,7 @@ def importance(frames: StudyFrames) -> go.Figure:
     fig = canvas(height=100 + 34 * len(shown))
     fig.add_trace(
         go.Scatter(
-            name="share, and its range over random halves of the trials",
+            name="share, and its range over random halves",
             y=names,
             x=[entry.share for entry in shown],
             mode="markers",
