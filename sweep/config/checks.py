@@ -106,6 +106,12 @@ def storage_url(url: str) -> str:
             f"storage={masked(url)}: SQLite knows a file and nothing else, no user, password or "
             f"option. Type storage=sqlite:///{file}."
         )
+    if any(sign in url for sign in "%?#"):
+        raise InputError(
+            f"storage={masked(url)}: a database's path holds no %, ? or #, for they mean something "
+            "else in a URL. Type results_dir=<a path without>, or storage=sqlite:////<a path "
+            "without>/sweep.db."
+        )
     path = Path(str(parsed.database)).expanduser().absolute()
     return parsed.set(database=str(path)).render_as_string(hide_password=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -138,7 +139,8 @@ def build_observers(config: SweepConfig) -> Observers:
 
     def note(text: str) -> None:
         console.note(text)
-        log.note(text)
+        with suppress(OSError):  # a full disk; the terminal has said it
+            log.note(text)
 
     observers: list[Observer] = [Files(), log, console, ReportPage(note), Dashboard(note)]
     if config.tracking.names:

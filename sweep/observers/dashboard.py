@@ -14,7 +14,8 @@ from typing import Any
 
 from sweep.observers import Closed, Opened
 from sweep.secrets import masked
-from sweep.study.guard import passing
+from sweep.store.database import words
+from sweep.study.guard import database_error, passing
 from trials.contract import Report, TrialConfig, TrialResult, Verdict
 
 CLOSE_TIMEOUT_S = 30.0  # for what is still to be written at the end
@@ -79,7 +80,9 @@ class Dashboard:
                 return
             except Exception as error:
                 if last or not passing(error):
-                    why = masked(f"{type(error).__name__}: {error}".splitlines()[0])
+                    known = database_error(error)
+                    said = words(known) if known else f"{type(error).__name__}: {error}"
+                    why = masked(said.splitlines()[0])
                     self._note(f"The dashboard's notes and artifacts are left out: {why}")
                     return
             time.sleep(PAUSE_S)

@@ -32,12 +32,12 @@ class Files:
         """The folder, with what the sweep is and what the worker found."""
         self._config, self._tally, self._open = opened.config, Tally(opened), True
         self._folder = opened.config.study_dir
-        (self._folder / "trials").mkdir(parents=True, exist_ok=True)
-        replace(self._folder / "config.yaml", opened.config.resolved)
-        replace(self._folder / "setup.json", to_json(opened.setup, indent=2) + "\n")
         self._csv = TrialsCsv([d.name for d in opened.config.space.dimensions])
         for record in opened.past:
             self._csv.put(record)
+        (self._folder / "trials").mkdir(parents=True, exist_ok=True)
+        replace(self._folder / "config.yaml", opened.config.resolved)
+        replace(self._folder / "setup.json", to_json(opened.setup, indent=2) + "\n")
 
     def started(self, trial: TrialConfig, params: Mapping[str, Any], worker: str) -> None:
         """All that reproduces the trial."""

@@ -22,7 +22,7 @@ from sweep.streams import tell
 from sweep.study import identity, lock
 from sweep.study.guard import Guard, database_error
 from sweep.study.lock import StudyLock
-from sweep.study.places import check_writable, nothing_left_behind
+from sweep.study.places import check_nobodys, check_writable, nothing_left_behind
 from sweep.study.pruners import Pruner, pruner
 from sweep.study.samplers import Sampling, sampling
 from trials.contract import InputError, Setup
@@ -96,7 +96,10 @@ def look(config: SweepConfig, note: Callable[[str], None] = tell) -> Standing | 
     pruner(config.pruner, ticks=config.values["budget.ticks"], study=config.study)
     sampling(config.sampler, config.space, config.values, config.seed)
     check_writable(config)
-    return Guard(config.storage, note).call(_look, config)
+    standing = Guard(config.storage, note).call(_look, config)
+    if standing is None:
+        check_nobodys(config)
+    return standing
 
 
 def open_study(config: SweepConfig, setup: Setup, guard: Guard | None = None) -> OpenStudy:

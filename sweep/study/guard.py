@@ -131,7 +131,7 @@ class Guard:
             raise StudyLost(
                 f"{self._path} was deleted, moved or replaced while the sweep ran, so nothing that "
                 "it finds would be kept. Put the file back if you have it, then type the same "
-                "command; without the file, that starts a new study."
+                "command; without the file, type study=<another name>."
             )
 
 

@@ -13,6 +13,11 @@ from sweep.config import SweepConfig
 from sweep.store.database import shown, sqlite_path
 from trials.contract import InputError
 
+INSIDE = {  # of a study's folder, itself first; whether it is a folder
+    "": True, "trials": True, "logs": True, "adapters": True, "states": True,
+    "config.yaml": False, "setup.json": False, "trials.csv": False, "report.html": False,
+}  # fmt: skip
+
 
 def check_writable(config: SweepConfig) -> None:
     """Raises `InputError` where the database's file or the results could not be written."""
@@ -20,8 +25,22 @@ def check_writable(config: SweepConfig) -> None:
     for name, folder in (("results_dir", config.results_dir), ("storage", path and path.parent)):
         if folder is not None:
             _check_folder(name, folder)
+    _check_inside(config.study_dir)
+    if path and path.is_dir():
+        raise InputError(f"storage={shown(config.storage)}: {path} is a folder. Type "
+                         f"storage=sqlite:///{path}/sweep.db.")
     if path and path.exists() and not os.access(path, os.W_OK):
         raise InputError(f"storage={shown(config.storage)}: {path} is read-only.")
+
+
+def check_nobodys(config: SweepConfig) -> None:
+    """Raises `InputError` where a new study would write over what another one has left."""
+    folder = config.study_dir
+    if any((folder / name).exists() for name in ("setup.json", "trials.csv", "trials")):
+        raise InputError(
+            f"study={config.study}: {folder} holds a study that {shown(config.storage)} does not "
+            "know. Type study=<another name>, or storage=<its database>, or move that folder away."
+        )
 
 
 @contextmanager
@@ -68,6 +87,17 @@ def _missing(folder: Path) -> list[Path]:
     """The folders on the way that do not exist yet, the outermost first."""
     missing = [part for part in (folder, *folder.parents) if not part.exists()]
     return missing[::-1]
+
+
+def _check_inside(folder: Path) -> None:
+    """Raises `InputError` where something else is in the place of what a study writes."""
+    for name, is_folder in INSIDE.items():
+        path = folder / name
+        if path.is_symlink() and not path.exists():
+            raise InputError(f"{path} is a link that leads nowhere. Remove it.")
+        if path.exists() and path.is_dir() is not is_folder:
+            kind = "folder" if is_folder else "file"
+            raise InputError(f"{path} is in the way: a study has a {kind} there. Move it away.")
 
 
 def _check_folder(name: str, folder: Path) -> None:

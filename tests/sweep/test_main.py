@@ -72,6 +72,9 @@ def test_a_part_of_the_configuration_is_printed(capsys: pytest.CaptureFixture[st
         (["+search=lora_rank", "storage=nosuch://me:hush@host/db"], "nosuch"),
         (["+search=lora_rank", "storage=nosuch://me:a@hush/x@host/db"], "nosuch"),
         (["+search=lora_rank", "storage=postgresql:me:hush@host"], "is not a database URL"),
+        (["+search=lora_rank", "results_dir=/tmp/100%25"], "holds no %, ? or #"),
+        (["+search=lora_rank", "results_dir='/tmp/a#b'"], "results_dir=<a path without>"),
+        (["+search=lora_rank", "results_dir='/tmp/a?b'"], "results_dir=<a path without>"),
         (["+search=lora_rank", "storage='no(such://me:hush@host/db"], "cannot be read"),
     ],
 )

@@ -16,6 +16,7 @@ from sweep.observers.console import LiveConsole, PlainConsole
 from sweep.observers.dashboard import Dashboard
 from sweep.observers.files import Files
 from sweep.observers.log import Log
+from sweep.results.recipe import replace
 from sweep.tracking.observer import Tracking
 
 VARIANTS: dict[str, Callable[[SweepConfig], Observer]] = {
@@ -121,6 +122,37 @@ def test_a_failing_observer_is_reported_once_and_dropped_unless_a_disk_may_recov
     assert broken.calls > 20 if kept else broken.calls == 2
     assert len(notes) == 1
     assert "Broken" in notes[0] and error.args[-1] in notes[0]
+    assert (tmp_path / "lora_rank" / "trials.csv").read_text().count("\n") == 7
+
+
+def test_a_note_outlives_a_disk_on_which_its_log_finds_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(self: Log, text: str) -> None:
+        raise FULL
+
+    monkeypatch.setattr(Log, "note", full)
+    observers = build_observers(staged.config(tmp_path))
+    observers.note("worker w1 started anew")
+    said = capsys.readouterr()
+    assert said.out.count("worker w1 started anew") == 1 and said.err == ""
+
+
+def test_files_go_on_when_a_full_disk_has_room_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def once_full(path: Path, text: str) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise FULL
+        replace(path, text)
+
+    monkeypatch.setattr("sweep.observers.files.replace", once_full)
+    notes: list[str] = []
+    staged.play(Observers([Files()], note=notes.append), staged.config(tmp_path))
+    assert len(notes) == 1 and "No space left" in notes[0]
     assert (tmp_path / "lora_rank" / "trials.csv").read_text().count("\n") == 7
 
 

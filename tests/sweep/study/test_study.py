@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -17,6 +18,7 @@ from sweeping import Recorder, in_optuna, prepare, ready, run_inline, stored, sw
 
 from sweep.config import SweepConfig
 from sweep.driver import SweepDriver
+from sweep.observers import build_observers
 from sweep.run import run_sweep
 from sweep.store import Store
 from sweep.store.database import sqlite_path
@@ -253,6 +255,53 @@ def test_a_storage_that_cannot_be_is_refused(
 ) -> None:
     assert told in refusal(dataclasses.replace(config, storage=storage))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_database_that_is_a_folder_is_refused(config: SweepConfig, tmp_path: Path) -> None:
+    (tmp_path / "sweep.db").mkdir()
+    said = refusal(dataclasses.replace(config, storage=f"sqlite:///{tmp_path}/sweep.db"))
+    assert f"{tmp_path}/sweep.db is a folder" in said
+
+
+def left_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_study_writes_over_nothing_that_another_has_left(
+    config: SweepConfig, tmp_path: Path
+) -> None:
+    assert run_sweep(config, build_observers(config)) == 0
+    path = sqlite_path(config.storage)
+    assert path is not None
+    path.rename(tmp_path / "other.db")  # lost, to this command
+    before = left_of(config.study_dir)
+    said = refusal(config)
+    assert f"{config.study_dir} holds a study" in said and "study=<another name>" in said
+    assert left_of(config.study_dir) == before and not path.exists()
+    known = dataclasses.replace(config, storage=f"sqlite:///{tmp_path}/other.db")
+    assert run_sweep(known, Recorder()) == 0
+    shutil.rmtree(config.study_dir)
+    assert run_sweep(config, Recorder()) == 0
+
+
+@pytest.mark.parametrize("name", ["", "trials", "logs", "adapters", "states"])
+def test_a_file_or_a_dead_link_where_a_study_has_a_folder_is_refused(
+    config: SweepConfig, tmp_path: Path, name: str
+) -> None:
+    place = config.study_dir / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(tmp_path / "nowhere")
+    assert f"{place} is a link that leads nowhere" in refusal(config)
+    place.unlink()
+    place.write_text("mine")
+    said = refusal(config)
+    assert str(place) in said and place.read_text() == "mine"
+
+
+def test_a_folder_where_a_study_has_a_file_is_refused(config: SweepConfig) -> None:
+    (config.study_dir / "report.html").mkdir(parents=True)
+    assert "a study has a file there" in refusal(config)
 
 
 def test_a_file_that_is_no_database_is_refused_and_left_alone(
