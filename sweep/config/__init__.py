@@ -12,7 +12,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sweep.config.checks import check, check_device, check_study, local_paths, storage_url
+from sweep.config.checks import (
+    check,
+    check_device,
+    check_splits,
+    check_study,
+    local_paths,
+    storage_url,
+)
 from sweep.config.compose import OPEN, Draft, conf_dir, draft, options
 from sweep.config.leaves import LEAVES, OPTIONS, default, unknown_key
 from sweep.config.listing import no_search
@@ -124,6 +131,7 @@ def _frozen(asked: Draft, space: Space, settled: Mapping[str, Any]) -> SweepConf
     storage = storage_url(settled["storage"])
     study = check_study(settled["study"] or _study_name(asked, space), results_dir, storage)
     model, data = local_paths(_instance(ModelConfig, settled), _instance(DataConfig, settled))
+    check_splits(data, asked.typed)
     return SweepConfig(
         study=study,
         seed=settled["seed"],

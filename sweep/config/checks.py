@@ -6,7 +6,7 @@ import difflib
 import importlib.util
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +123,16 @@ def local_paths(model: ModelConfig, data: DataConfig) -> tuple[ModelConfig, Data
     path = data.path and _local("data.path", data.path)
     eval_path = data.eval_path and _local("data.eval_path", data.eval_path)
     return model, replace(data, path=path, eval_path=eval_path)
+
+
+def check_splits(data: DataConfig, typed: Collection[str]) -> None:
+    """Refuses a split that was typed for what is one file. Raises InputError."""
+    for key, split, path in (("data.split", data.split, data.path),
+                             ("data.eval_split", data.eval_split, data.eval_path)):
+        if key in typed and split != "train" and path and Path(path).is_file():
+            name = key.replace("split", "path")
+            raise InputError(f"{key}={split}: {name}={path} is one file, which has no splits. "
+                             f"Leave {key} out, or type {name}=<the file that is meant>.")
 
 
 def check_batches(config: SweepConfig, train_examples: int | None = None) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trials.base import Base
 
 Progress = Callable[[str, int, int], None]  # what, done, total (0 when unknown)
-VERSION = 3  # raise it whenever the same rows would give other examples
+VERSION = 4  # raise it whenever the same rows would give other examples
 LOSS_ON = ("completion", "all")
 
 

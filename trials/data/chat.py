@@ -119,7 +119,7 @@ def _pieces(whole: str, spans: list[tuple[int, int]]) -> tuple[tuple[str, bool],
 def _messages(item: Any) -> list[Message]:
     if isinstance(item, str):
         try:
-            item = json.loads(item)
+            item = json.loads(item, parse_constant=lambda _: None)
         except json.JSONDecodeError:
             return []
     turns = item.get("messages", []) if isinstance(item, dict) else item

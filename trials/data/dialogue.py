@@ -60,7 +60,7 @@ def _parsed(item: Any) -> Any:
     """JSON in a string becomes what it says; any other string stays."""
     if isinstance(item, str) and item.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(item)
+            return json.loads(item, parse_constant=lambda _: None)
         except json.JSONDecodeError:
             return item
     return item

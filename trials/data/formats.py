@@ -5,6 +5,7 @@ A row that cannot be one gives the reason, as a string, instead of a `Text`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,7 @@ ToText = Callable[[Row], Text | str]
 def formatter(data: DataConfig, columns: dict[str, str], tokenizer: Any) -> ToText:
     """The function that makes a row of this data a text. Raises InputError on a bad setting."""
     to_text = _formatter(data, columns, tokenizer)
-    return lambda row: _encodable(to_text(row))
+    return lambda row: _encodable(to_text(_without_nan(row)))
 
 
 def _formatter(data: DataConfig, columns: dict[str, str], tokenizer: Any) -> ToText:
@@ -51,6 +52,15 @@ def _formatter(data: DataConfig, columns: dict[str, str], tokenizer: Any) -> ToT
             _string(row, columns["prompt"]), _string(row, columns["completion"])
         )
     return {"alpaca": _alpaca, "dialogue": _dialogue}[data.format](columns)
+
+
+def _without_nan(item: Any) -> Any:
+    """NaN, by which pandas says that a value is missing, becomes null wherever it stands."""
+    if isinstance(item, dict):
+        return {name: _without_nan(inner) for name, inner in item.items()}
+    if isinstance(item, list):
+        return [_without_nan(inner) for inner in item]
+    return None if isinstance(item, float) and math.isnan(item) else item
 
 
 def _encodable(text: Text | str) -> Text | str:

@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ Row = dict[str, Any]
 DEMO_ROWS = 10_000  # the demo's whole data set, of which any study takes a part
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 LISTED = ("data", "rows", "examples", "records", "train")  # where a JSON object has its rows
+SEPARATORS = {".csv": ",", ".tsv": "\t"}  # all that is read; the rest of the marks is only named
+MARKS = {";": "semicolons (;)", "\t": "tabs", ",": "commas", "|": "pipes (|)"}
 SPLITS = ("train", "validation", "valid", "val", "dev", "test", "eval")
 
 
@@ -127,7 +129,7 @@ def _rows(files: list[Path], path: Path, key: str) -> list[Row]:
             raise
         except Exception as error:
             raise InputError(
-                f"{key}={file}: it cannot be read as {file.suffix}: {_first_line(error)}. {_HELP}"
+                f"{key}={file}: it cannot be read as {file.suffix}: {_first_line(error)}."
             ) from error
     if not rows:
         raise InputError(f"{key}={path}: it is empty; there is not one row in it.")
@@ -156,6 +158,11 @@ def _read_json(file: Path) -> list[Row]:
     if isinstance(whole, dict):
         listed = next((whole[name] for name in LISTED if isinstance(whole.get(name), list)), None)
         whole = [whole] if listed is None else listed
+    if not isinstance(whole, list):
+        raise ValueError(
+            f"it holds {text.strip():.60}. It must be a list of objects with columns, or an object "
+            f"with such a list as one of: {', '.join(LISTED)}"
+        )
     return [_row(entry, index) for index, entry in enumerate(whole, 1)]
 
 
@@ -178,16 +185,56 @@ def _row(entry: Any, number: int) -> Row:
 
 
 def _read_csv(file: Path) -> list[Row]:
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than one long dialogue
-    reader = csv.DictReader(io.StringIO(_text(file), newline=""), delimiter=delimiter)
+    text, kind = _text(file), file.suffix.lower()
+    _check_separator(text.partition("\n")[0].strip("\r"), kind)
+    lines = _csv_lines(text, SEPARATORS[kind])
+    columns = next(lines, [])
+    _check_names(columns)
     rows = []
-    for number, row in enumerate(reader, 1):
-        if None in row or None in row.values():
-            columns = len(reader.fieldnames or ())
-            raise ValueError(f"row {number} does not have {columns} columns like the first line")
-        rows.append(dict(row))
+    for number, cells in enumerate(lines, 1):
+        if len(cells) != len(columns):
+            raise ValueError(
+                f"row {number} does not have {len(columns)} columns like the first line"
+            )
+        rows.append(dict(zip(columns, cells, strict=True)))
     return rows
+
+
+def _check_separator(head: str, kind: str) -> None:
+    own, found = SEPARATORS[kind], next((mark for mark in MARKS if mark in head), None)
+    if found is not None and own not in head:
+        fitting = next((f", or name it {name}" for name, mark in SEPARATORS.items()
+                        if mark == found), "")
+        raise ValueError(
+            f"it looks separated by {MARKS[found]}, as its first line is {head!r:.60}. "
+            f"Save it with {MARKS[own]} between the columns{fitting}"
+        )
+
+
+def _check_names(columns: list[str]) -> None:
+    twice = next((name for name in columns if name and columns.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"its first line names the column {twice!r} more than once. Rename or remove all but "
+            "one of them"
+        )
+
+
+def _csv_lines(text: str, separator: str) -> Iterator[list[str]]:
+    """The cells of each line that is not empty. ValueError where a quote is not closed."""
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than one long dialogue
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    start = 1
+    try:
+        for cells in lines:
+            if cells:
+                yield cells
+            start = lines.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"the quotes do not match in what begins at line {start} ({error}). Close each quote "
+            'before the next column, and write a quote inside a text twice: ""'
+        ) from None
 
 
 def _read_parquet(file: Path) -> list[Row]:
@@ -198,7 +245,14 @@ def _read_parquet(file: Path) -> list[Row]:
 
 
 def _text(file: Path) -> str:
-    return file.read_bytes().decode("utf-8-sig")
+    try:
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        wrong = error.object[error.start]
+        raise ValueError(
+            f"it is not UTF-8 (byte 0x{wrong:02x} in line {line}). Save it as UTF-8"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -134,10 +134,10 @@ def checked(texts: Texts, apart: Texts | None, config: DataConfig) -> tuple[Side
         check_texts(side)
     if other is not own:
         _check_overlap(own, other)
-    evaluated = min(config.eval_size, len({digest for digest, _, _ in other.texts}))
-    left = len(own.texts) - (evaluated if other is own else 0)  # or fewer: some may be cut away
-    _check_enough(own, other, left if config.train_size is None else min(left, config.train_size),
-                  evaluated)
+    evaluated = set(list(dict.fromkeys(digest for digest, _, _ in other.texts))[: config.eval_size])
+    left = sum(digest not in evaluated for digest, _, _ in own.texts)  # some may yet be cut away
+    trained = left if config.train_size is None else min(left, config.train_size)
+    _check_enough(own, other, trained, len(evaluated))
     return own, other
 
 
@@ -158,19 +158,34 @@ def _check_overlap(own: Side, other: Side) -> None:
 
 
 def _check_enough(own: Side, other: Side, trained: int, evaluated: int) -> None:
-    config, usable = own.config, evaluated + (trained if other is own else 0)
-    there = f"{other.key} has {other.total} rows, {usable} of them usable"
-    if evaluated < config.eval_size or (other is own and not trained):
+    wanted = own.config.train_size
+    if evaluated < own.config.eval_size or (other is own and not trained):
+        raise InputError(_too_few(own, other, evaluated))
+    if not trained:
+        raise InputError(f"{own.key} has {_rows(own)}, and none that can be trained on.")
+    if wanted is not None and trained < wanted:
         raise InputError(
-            f"data.eval_size={config.eval_size}: {there}. Type data.eval_size="
-            f"{max(1, usable // 5 if other is own else usable)} or less, or bring more data."
-        )
-    if trained < (config.train_size or 1):
-        raise InputError(
-            f"data.train_size={config.train_size}: more than the data has. {own.key} has "
-            f"{own.total} rows; without the evaluation set and those that cannot be used, "
+            f"data.train_size={wanted}: more than the data has. {own.key} has {_rows(own)}; "
+            "without the evaluation set, rows equal to its rows, and those that cannot be used, "
             f"{trained} are left. Type data.train_size={trained} or less."
         )
+
+
+def _too_few(own: Side, other: Side, different: int) -> str:
+    """That the usable rows, of which so many are `different`, do not make an evaluation set."""
+    there = (f"data.eval_size={own.config.eval_size}: {other.key} has {_rows(other)}, {different} "
+             "of them usable when equal ones count once.")
+    if other is own and different < 2:
+        return (f"{there} It needs at least two different rows: one to train on and one to "
+                "evaluate on. Bring more data, or type data.eval_path=<data to evaluate on>.")
+    if not different:
+        return f"{there} It needs at least one."
+    most = max(1, different // 5) if other is own else different
+    return f"{there} Type data.eval_size={most} or less, or bring more data."
+
+
+def _rows(side: Side) -> str:
+    return f"{side.total} row{'s' if side.total != 1 else ''}"
 
 
 def _facts(sides: list[Side], train_set: Taken, eval_set: Taken) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,6 +66,8 @@ BAD: list[tuple[Sequence[str], Sequence[str]]] = [
     (["study=${nothing}", RANK], ["study", "nothing"]),
     # types and bounds
     (["lora.r=8.5", RANK], ["lora.r=8.5", "whole number"]),
+    (["lora.r=8.5,16"], ["8.5 is not", "whole number"]),
+    (["lora.r=1e400", RANK], ["lora.r=inf", "whole number"]),
     (["lora.r=true", RANK], ["lora.r=true", "whole number"]),
     (["lora.r=", RANK], ["lora.r", "whole number"]),
     (["lora.r=0", RANK], ["at least 1"]),
@@ -148,6 +152,11 @@ BAD: list[tuple[Sequence[str], Sequence[str]]] = [
     (["study=../x", RANK], ["'../x'", "Type study=x"]),
     (["study=.hidden", RANK], ["study"]),
     (["study=a/b", RANK], ["study=a_b"]),
+    (["study=日本語", RANK], ["'日本語'", "letters, digits and . _ + = -", "Type study=my_study"]),
+    (["study=a~b", RANK], ["Type study=a_b"]),
+    (["lora.r=é", RANK], ["lora.r=é is not a whole number"]),
+    (["model=é", RANK], ["'é' is unknown", "llama3_1_8b"]),
+    (["device=é", RANK], ["'é' is unknown", "cuda"]),
     ([f"study={'x' * 101}", RANK], ["100"]),
     (["study=recipe", RANK], ["taken"]),
     (["storage=results/x.db", RANK], ["Type storage=sqlite:///results/x.db"]),
@@ -294,6 +303,53 @@ def test_a_recipe_is_where_the_results_are(tmp_path: Path) -> None:
     assert "lora_rank+schedule" in message("results_dir=elsewhere", "+recipe=lora", RANK)
 
 
+@pytest.mark.parametrize(
+    "typed",
+    ["lora.r=interval(0, 8)", "lora.r=interval(1.5, 8)", "lora.r=interval(0.2, 0.8)",
+     "lora.r=interval(-9, -1)", "lora.r=tag(log, interval(0, 8.5))", "lora.r=interval(8, 0)",
+     "lora.r=int(interval(0.5, 8))", "lora.alpha=int(interval(0.5, 8))",
+     "lora.alpha=tag(int, interval(0.5, 8))", "lora.dropout=int(interval(0.1, 0.5))",
+     "train.weight_decay=tag(log, int, interval(0.1, 8))"],
+)  # fmt: skip
+def test_an_interval_that_a_message_advises_works(typed: str) -> None:
+    advice = re.search(r"Type (\S+='.+')", message(typed))
+    assert advice is not None
+    assert compose(shlex.split(advice[1])).space.dimensions[0].name == typed.partition("=")[0]
+
+
+def test_whole_numbers_may_have_a_point(tmp_path: Path) -> None:
+    typed = ("lora.r=8.0", "n_trials=1e3", "engine=simulated", "engine.capacity=4.0")
+    config = compose([RANK, *typed])
+    whole = (config.values["lora.r"], config.limits.n_trials, config.engine.options["capacity"])
+    assert whole == (8, 1000, 4) and {type(number) for number in whole} == {int}
+    (tmp_path / "own" / "search").mkdir(parents=True)
+    mine = tmp_path / "own" / "search" / "mine.yaml"
+    mine.write_text("lora: {r: 8.0}\ntrain: {batch_size: 'choice(4.0, 8)'}\n")
+    config = compose(["+search=mine"], tmp_path / "own")
+    assert repr((config.values["lora.r"], config.space.dimensions[0].points())) == "(8, [4, 8])"
+
+
+@pytest.mark.parametrize(
+    ("point", "none"),
+    [("4.0,8", "4,8"), ("choice(4.0, 8)", "choice(4, 8)"), ("range(4.0, 9.0, 2)", "range(4, 9, 2)"),
+     ("int(interval(4.0, 8.0))", "int(interval(4, 8))")],
+)  # fmt: skip
+def test_whole_numbers_in_a_search_may_have_a_point(point: str, none: str) -> None:
+    one, other = (compose([f"lora.r={text}"]).space.dimensions[0] for text in (point, none))
+    assert repr(one.distribution) == repr(other.distribution)
+
+
+@pytest.mark.parametrize("name", ["données.jsonl", "日本.jsonl", "a~b#1.jsonl", "~/x.jsonl"])
+def test_a_text_with_any_characters_needs_no_quotes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / Path(name).name).write_text("{}\n")
+    typed = [f"data.path={name}", f'data.path="{name}"']
+    paths = {compose(["data=local", path, RANK]).data.path for path in typed}
+    assert paths == {str(tmp_path / Path(name).name)}
+
+
 def test_local_paths_become_absolute(tmp_path: Path) -> None:
     (tmp_path / "my.jsonl").write_text("{}\n")
     config = compose(["data=local", "data.path=my.jsonl", RANK])
@@ -304,6 +360,22 @@ def test_local_paths_become_absolute(tmp_path: Path) -> None:
     told = message("data=local", "data.path=me.jsonl", RANK)
     assert "Did you mean 'my.jsonl'?" in told and "part-" in told and "and 13 more" in told
     assert "hidden" not in told
+
+
+@pytest.mark.parametrize("typed, told", [
+    (["data.split=dev"], "data.path"),
+    (["data.eval_path=other.jsonl", "data.eval_split=dev"], "data.eval_path"),
+])
+def test_a_split_of_one_file_is_refused(
+    typed: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my.jsonl", "other.jsonl"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=rf"{typed[-1]}: {told}=.* is one file"):
+        compose(["data=local", "data.path=my.jsonl", *typed, RANK])
+    compose(["data=local", f"data.path={tmp_path}", "data.split=dev", RANK])
+    compose(["data=chat", "data.path=my.jsonl", RANK])  # whose own split is another one
 
 
 def test_online_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -281,3 +282,33 @@ def test_a_dialogue_and_its_summary(base: Base, tmp_path: Path) -> None:
          "agent: Sorry! Try again.\n\n### Summary:\n", False),
         ("The phone is dead.<eos>", True),
     ]
+
+
+# --- missing values ------------------------------------------------------------------------------
+
+NO_WORDS = [TALK[1], {"role": "assistant", "content": math.nan}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "reason"),
+    [
+        ({"format": "text", "loss_on": "all"}, {"text": math.nan}, "an empty completion"),
+        ({"format": "alpaca"}, {"instruction": "Add.", "output": math.nan}, "an empty completion"),
+        ({"format": "dialogue"}, {"turns": "Hi.", "summary": math.nan}, "an empty completion"),
+        ({"format": "dialogue"}, {"turns": [{"text": math.nan}], "summary": "Hi."}, "no turns"),
+        ({"format": "chat"}, {"messages": math.nan}, "no assistant turn"),
+        ({"format": "chat"}, {"messages": NO_WORDS}, "no assistant turn"),
+        ({"format": "chat"}, {"messages": json.dumps(NO_WORDS)}, "no assistant turn"),
+    ],
+)
+def test_what_is_not_a_number_is_missing(
+    base: Base, tmp_path: Path, settings: dict[str, Any], row: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(InputError, match=f"1 of 1 rows cannot be used: each has {reason}"):
+        shown(chatting(base, LLAMA2), tmp_path, row, **settings)
+
+
+def test_a_missing_input_is_no_word(base: Base, tmp_path: Path) -> None:
+    row = {"instruction": "Name a fruit.", "input": math.nan, "output": "Pear."}
+    prompt = shown(base, tmp_path, row, format="alpaca")[0][0]
+    assert prompt.endswith("### Instruction:\nName a fruit.\n\n### Response:\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,27 @@ def test_kinds_of_files_give_the_same_examples(
     assert found.facts.content_hash == expected.facts.content_hash
 
 
+@pytest.mark.parametrize("missing", [None, math.nan])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_a_missing_completion_is_dropped_and_named(
+    plain_base: Base, tmp_path: Path, name: str, missing: float | None
+) -> None:
+    rows = [{"prompt": f"Half of {i}? ", "completion": i / 2} for i in range(20)]
+    WRITERS[name]([*rows[:4], {**rows[4], "completion": missing}, *rows[5:]], tmp_path / name)
+    data = load(plain_base, format="completion", path=str(tmp_path / name))
+    assert data.facts.warnings == (
+        "1 of 20 rows of data.path dropped: each has an empty completion (row 5).",
+    )
+    assert len(data.train) + len(data.eval) == 19
+
+
+def test_columns_without_a_name_are_left_alone(plain_base: Base, tmp_path: Path) -> None:
+    lines = "".join(f"{i},q {i}, a {i},,\n" for i in range(9))
+    (tmp_path / "a.csv").write_text(f",question,answer,,\n{lines}")
+    data = load(plain_base, format="completion", path=str(tmp_path / "a.csv"))
+    assert data.facts.columns == {"prompt": "question", "completion": "answer"}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -66,7 +88,16 @@ def test_kinds_of_files_give_the_same_examples(
         ("a.csv", b"prompt,completion\none\n", "row 1 does not have 2 columns"),
         ("a.jsonl", b'{"prompt": "a"}\n{oops\n', "line 2"),
         ("a.jsonl", b"[1, 2]\n", "row 1 is list, not an object"),
-        ("a.jsonl", b"\xff\xfe\x00", "cannot be read as .jsonl"),
+        ("a.json", b"3", "holds 3. It must be a list of objects with columns, or an object with"),
+        ("a.json", b"null", "holds null. It must be a list of objects"),
+        ("a.jsonl", '{"q": "a"}'.encode("utf-16"), r".jsonl: it is not UTF-8 \(byte 0xff in .*1"),
+        ("a.csv", "q,a\nb,\u00e9\n".encode("latin-1"), "byte 0xe9 in line 2.* Save it as UTF-8.$"),
+        ("a.csv", b"q;a\none, two;3\n", "by semicolons .*'q;a'. Save it with commas between"),
+        ("a.csv", b"q\ta\r\n1\t2\r\n", "by tabs.*with commas .*or name it .tsv.$"),
+        ("a.tsv", b'"q","a"\n"1","2"\n', "by commas.*with tabs .*or name it .csv.$"),
+        ("a.csv", b"q,q,a\n1,2,3\n", "names the column 'q' more than once"),
+        ("a.csv", b'q,a\n1,2\n"3,4\n"5",6\n', "quotes do not match in what begins at line 3 "),
+        ("a.csv", b'q,a\n\n1,2\n3,"4\n5,6\n', "begins at line 4 .*Close each quote"),
         ("a.parquet", b"no parquet", "cannot be read as .parquet"),
         ("a.txt", b"text", "kind of file is unknown.*jsonl"),
     ],

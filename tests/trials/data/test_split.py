@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from bases import silent
 from samples import contents, contents_of, load, pairs, with_loss
 
 from trials.base import Base
 from trials.contract import DataConfig, InputError
-from trials.data import load_data, order
+from trials.data import check_rows, load_data, order
 
 Write = Callable[..., str]
 
@@ -81,6 +83,50 @@ def test_sizes_beyond_the_data(
 ) -> None:
     with pytest.raises(InputError, match=message):
         load(plain_base, format="completion", path=write(pairs(20)), **sizes)
+
+
+TWO = "needs at least two different rows: one to train on"
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "message"),
+    [
+        (pairs(1) * 300, {"eval_size": 8}, f"=8: data.path has 300 rows, 1 of.*once. It {TWO}"),
+        (pairs(1) * 300, {"eval_size": 1}, f"=1: data.path has 300 rows, 1 of them.*{TWO}"),
+        (pairs(1), {"eval_size": 1}, f"data.path has 1 row, 1 of them.*{TWO}.*data.eval_path="),
+        (pairs(2) * 150, {"eval_size": 2}, "300 rows, 2 of them.*Type data.eval_size=1 or less"),
+        (pairs(2) * 150, {"eval_size": 1, "train_size": 200}, "Type data.train_size=150 or less"),
+    ],
+)
+def test_equal_rows_count_once(
+    write: Write, rows: list[dict[str, Any]], settings: dict[str, Any], message: str
+) -> None:
+    data = DataConfig(format="completion", path=write(rows), **settings)
+    with pytest.raises(InputError, match=message):
+        check_rows(data, silent)
+
+
+def test_the_sizes_that_are_advised_work(plain_base: Base, write: Write) -> None:
+    data = load(plain_base, format="completion", path=write(pairs(2) * 150), eval_size=1,
+                train_size=150)
+    assert (len(data.train), len(data.eval)) == (150, 1)
+
+
+def test_equal_rows_to_evaluate_on_count_once(plain_base: Base, write: Write) -> None:
+    settings = {"format": "completion", "path": write(pairs(9)), "max_dropped": 1.0}
+    for rows, message in [
+        (pairs(2, 50) * 5, "evaluation data has 10 rows, 2 of them.*Type data.eval_size=2 or less"),
+        ([{"prompt": "q", "completion": ""}], "has 1 row, 0 of them.*It needs at least one"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            load(plain_base, **settings, eval_path=write(rows, "eval.jsonl"))
+
+
+def test_no_row_that_can_be_trained_on(plain_base: Base, write: Write) -> None:
+    rows = [{**row, "completion": ""} for row in pairs(9)]
+    with pytest.raises(InputError, match="data.path has 9 rows, and none that can be trained on"):
+        load(plain_base, format="completion", path=write(rows), max_dropped=1.0,
+             eval_path=write(pairs(9), "eval.jsonl"))
 
 
 def test_the_order_is_a_function_of_seed_and_position() -> None:
