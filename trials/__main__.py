@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import IO
 
@@ -29,6 +31,14 @@ from trials.contract import (
 from trials.worker import work
 
 BAD_INPUT = 2  # exit code
+RULES: Mapping[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {  # of numbers, all finite
+    "at least 0": (lambda number: number >= 0, ("seed", "lora.dropout", "train.warmup",
+                                                "train.weight_decay", "train.max_grad_norm")),
+    "above 0": (lambda number: number > 0, ("lora.alpha", "train.learning_rate")),
+    "at least 1": (lambda number: number >= 1, ("lora.r", "train.batch_size", "budget.examples",
+                                                "train.micro_batch_size", "budget.ticks")),
+    "below 1": (lambda number: number < 1, ("lora.dropout", "train.warmup")),
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,13 +58,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def read_trial(path: Path) -> TrialConfig:
     """The trial in a JSON file. Raises InputError where there is none."""
     try:
-        return from_json(TrialConfig, path.read_text())
+        trial = from_json(TrialConfig, path.read_text())
+        _check_numbers(trial)
+        return trial
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror}. Name a trial's file, as in results/<study>/trials/7.json."
         ) from error
     except ValueError as error:
         raise InputError(f"{path} is not a trial as a sweep writes it: {error}.") from error
+
+
+def _check_numbers(trial: TrialConfig) -> None:
+    """Raises ValueError for one that a sweep does not write, but a hand may."""
+    for rule, (holds, names) in RULES.items():
+        for name in names:
+            value = attrgetter(name)(trial)
+            if value is not None and not (holds(value) and value < math.inf):
+                raise ValueError(f"TrialConfig.{name} has to be {rule}, and is {value}")
 
 
 @dataclass

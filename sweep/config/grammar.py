@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,28 @@ if TYPE_CHECKING:
 
 SHAPES = "choice(4, 8, 16), range(4, 65, 4), interval(0, 0.1), tag(log, interval(1e-5, 1e-3))"
 MOST_POINTS = 1_000_000  # of one range; beyond it an interval is meant
+PLAIN = re.compile(r"""[^"'\\()\[\]{},=$]+""")  # what can be nothing but a text, if no number
+_ERRORS = (HydraException, ArithmeticError, ValueError, RecursionError)
 _parser = OverridesParser.create()
 
 
 def parse_override(text: str) -> Override:
-    """One `key=value` of the command line. Raises InputError where Hydra's parser gives up."""
+    """One `key=value` of the command line. Raises InputError where Hydra's parser gives up.
+
+    A text with characters that Hydra knows in quotes only, such as é or ~, is taken as it is.
+    """
     try:
-        return _parser.parse_rule(text, "override")  # type: ignore[no-any-return]
-    except (HydraException, ArithmeticError, ValueError, RecursionError) as error:
+        return _parse(text)
+    except _ERRORS as error:
+        key, _, value = text.partition("=")
+        with suppress(*_ERRORS):
+            if PLAIN.fullmatch(value) and value.isprintable():
+                return _parse(f'{key}="{value.strip()}"')
         raise InputError(_unreadable(text, error)) from None
+
+
+def _parse(text: str) -> Override:
+    return _parser.parse_rule(text, "override")  # type: ignore[no-any-return]
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -100,38 +114,48 @@ def _interval(name: str, leaf: Leaf, sweep: IntervalSweep, said: str) -> BaseDis
 
     low, high = sweep.start, sweep.end
     whole = isinstance(low, int) and isinstance(high, int)
-    if leaf.kind == "int" and not whole or "int" in sweep.tags:
-        ends: list[Any] = [_short(low), _short(high)]
-        ends = sorted(ends) if all(map(_is_number, ends)) else ends
-        form = f"int(interval({show(ends[0])}, {show(ends[1])}))"
-        form = f"tag(log, {form})" if "log" in sweep.tags else form
-        if leaf.kind == "int" or "int" in sweep.tags:
+    if _is_number(low) and _is_number(high):
+        form = _whole_form(leaf, sweep, said)
+        if leaf.kind == "int" and not whole or "int" in sweep.tags:
             raise InputError(
                 f"{said}: interval() is of fractions, also under tag(int, ...). "
                 f"Type {name}='{form}'."
             )
+        if whole and (end := _cut(said)):
+            raise InputError(
+                f"{said}: int() would cut off what {end} has after the point. "
+                f"Type {name}='{form}' if that is meant."
+            )
     log = _bounds(name, leaf, sweep, low, high, said)
     if whole:
-        _check_not_cut(name, low, high, said)
         return IntDistribution(int(low or 0), int(high or 0), log=log)
     return FloatDistribution(float(low or 0), float(high or 0), log=log)
 
 
-def _check_not_cut(name: str, low: Any, high: Any, said: str) -> None:
-    """int(interval(4.5, 8)) comes from Hydra as 4 to 8."""
-    ends = re.search(r"interval\(([^()]*)\)", said)
-    for end in re.findall(r"[-+]?[\d._]+(?:[eE][-+]?\d+)?", ends[1]) if ends else ():
-        if not float(end).is_integer():
-            raise InputError(
-                f"{said}: int() would cut off what {end} has after the point. "
-                f"Type {name}='int(interval({low}, {high}))' if that is meant."
-            )
+def _whole_form(leaf: Leaf, sweep: IntervalSweep, said: str) -> str:
+    """The interval as int() reads it, its ends in order and within the rule."""
+    log = "log" in sweep.tags
+    least = 0 if leaf.holds(0) and not log else 1
+    low, high = sorted(max(int(end), least) for end in (sweep.start or 0, sweep.end or 0))
+    form = f"int(interval({low}, {high}))" if leaf.holds(1) else f"interval({_ends(said)})"
+    return f"tag(log, {form})" if log else form
+
+
+def _cut(said: str) -> str | None:
+    """An end that is not whole: int(interval(4.5, 8)) comes from Hydra as 4 to 8."""
+    ends = re.findall(r"[-+]?[\d._]+(?:[eE][-+]?\d+)?", _ends(said))
+    return next((end for end in ends if not float(end).is_integer()), None)
+
+
+def _ends(said: str) -> str:
+    found = re.search(r"interval\(([^()]*)\)", said)
+    return found[1] if found else ""
 
 
 def _range(name: str, leaf: Leaf, sweep: RangeSweep, said: str) -> BaseDistribution:
     from optuna.distributions import FloatDistribution, IntDistribution
 
-    low, high, step, count = _points(name, sweep, said)
+    low, high, step, count = _points(name, leaf, sweep, said)
     whole = all(isinstance(number, int) for number in (low, high, step))
     if leaf.kind == "int" and not whole:
         raise InputError(f"{said}: {name} is {leaf.wanted}, so start, stop and step are too.")
@@ -146,9 +170,11 @@ def _range(name: str, leaf: Leaf, sweep: RangeSweep, said: str) -> BaseDistribut
     return FloatDistribution(low, high, step=step if count > 1 else None)
 
 
-def _points(name: str, sweep: RangeSweep, said: str) -> tuple[Any, Any, Any, int]:
+def _points(name: str, leaf: Leaf, sweep: RangeSweep, said: str) -> tuple[Any, Any, Any, int]:
     """Lowest, highest, step and number of the points; like Python's, the stop is not one."""
     start, stop, step = sweep.start, sweep.stop, sweep.step
+    if leaf.kind == "int":
+        start, stop, step = _short(start), _short(stop), _short(step)
     if not all(_is_number(number) for number in (start, stop, step)) or step == 0:
         raise InputError(f"{said}: a range is of numbers, its step not 0: range(4, 65, 4).")
     exact = [Decimal(str(number)) for number in (start, stop, step)]
@@ -217,6 +243,6 @@ def _unreadable(text: str, error: Exception) -> str:
     why = " ".join(str(error).split()) or type(error).__name__
     return (
         f"{text}: {value!r} cannot be read ({why}). A search is written as {SHAPES}; a text with "
-        f"other characters than letters, digits and _-./:+ needs quotes of its own: "
+        f"brackets, commas, quotes, \\ or = needs quotes of its own: "
         f"""{key}='"..."'."""
     )

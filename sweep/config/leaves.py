@@ -152,7 +152,9 @@ def _not_known(said: str, value: str, known: tuple[str, ...]) -> str:
 
 
 def _int(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    """Also of a float that is whole: 8.0, 1e3."""
+    whole = isinstance(value, int) or isinstance(value, float) and value.is_integer()
+    return int(value) if whole and not isinstance(value, bool) else None
 
 
 def _float(value: Any) -> float | None:

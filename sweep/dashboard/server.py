@@ -21,6 +21,7 @@ from trials.contract import InputError
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")  # a page of another name that leads here is not ours
 PORT = 8080  # as optuna-dashboard's own
+MOST_PORT = 65535
 HEADERS = [("X-Content-Type-Options", "nosniff")]
 SANDBOX = ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; sandbox")
 Start = Callable[..., Any]
@@ -43,8 +44,11 @@ def application(storage: RDBStorage, folders: Sequence[Path]) -> App:
 def serve(app: App, port: int | None) -> Server:
     """A server that listens on 127.0.0.1; `serve_forever` runs it.
 
-    Without a port it takes 8080, or any that is free. Raises `InputError` if a given one is taken.
+    Without a port it takes 8080, or any that is free. Raises `InputError` if a given one
+    cannot be or is taken.
     """
+    if port is not None and not 0 <= port <= MOST_PORT:
+        raise InputError(f"--port {port}: a port is 1 to {MOST_PORT}, or 0 for any that is free.")
     for wanted in (PORT, 0) if port is None else (port,):
         try:
             return make_server(HOST, wanted, app, Server, _Silent)

@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(asked: argparse.Namespace, url: str) -> None:
+    if asked.top < 0:
+        raise InputError(f"--top {asked.top}: it must be at least 1, or 0 for all rows.")
     store = Store(url)
     try:
         studies = {record.study: record for record in store.studies()}  # the latest of a name

@@ -11,6 +11,7 @@ import json
 import shlex
 import string
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sweep.config import SweepConfig
@@ -21,6 +22,10 @@ from trials.contract import DataConfig, InputError, ModelConfig, Setup
 FREE = {"train.micro_batch_size", "train.gradient_checkpointing"}
 MODEL = ("name", "revision", "quantisation", "double_quantisation", "dtype")
 DATA = ("format", "content_hash", "max_length", "loss_on")  # the hash covers rows and subsets
+SETTLED = (  # of what a worker finds, what the configuration says already
+    "model.quantisation", "model.double_quantisation",
+    "data.format", "data.max_length", "data.loss_on",
+)  # fmt: skip
 TOLERANT = ("model.trust_remote_code", "data.max_dropped", "data.content_hash")
 SAFE = set(string.ascii_letters + string.digits + "_-./:+,[]%@")
 MOST_SHOWN = 8
@@ -29,7 +34,11 @@ Facts = dict[str, tuple[Any, str]]  # name -> (what is compared, how a user woul
 
 
 def planned(config: SweepConfig) -> Facts:
-    """What the configuration alone says."""
+    """What the configuration alone says, before a worker finds more."""
+    typed = configured(config.model, config.data)
+    settled = {name: typed[name] for name in SETTLED}
+    if not Path(config.model.name).is_absolute():  # of a folder, a worker says where it really is
+        settled["model.name"] = typed["model.name"]
     facts = {name: _fact(value) for name, value in config.values.items() if name not in FREE}
     signature = config.space.signature()
     for dimension in config.space.dimensions:
@@ -39,7 +48,7 @@ def planned(config: SweepConfig) -> Facts:
     facts["pruner"] = _fact(config.pruner.name)
     for name, value in config.pruner.options.items():
         facts[f"pruner.{name}"] = _fact(value)
-    return _jsonable(facts)
+    return _jsonable(facts) | settled
 
 
 def found(setup: Setup) -> Facts:
@@ -88,8 +97,7 @@ def refuse_other(
     lines = [f"  {name}: {old[name]} then, {now.get(name, absent)[1]} now" for name in differing]
     if len(lines) > MOST_SHOWN:
         lines[MOST_SHOWN:] = [f"  and {len(lines) - MOST_SHOWN} more"]
-    typed = [name for name in differing[:MOST_SHOWN] if _can_be_typed(name, old[name])]
-    back = " ".join(f"{name}={_for_shell(old[name])}" for name in typed)
+    back = " ".join(_typed(name, old[name]) for name in differing if _can_be_typed(name, old[name]))
     raise InputError(
         f"Study {study!r} exists and was made with other settings:\n"
         + "\n".join(lines)
@@ -122,6 +130,12 @@ def _said(dimension: Dimension) -> str:
 def _can_be_typed(name: str, text: str) -> bool:
     """Whether the command line can set it; a file's content and a condition it cannot."""
     return name != "data.content_hash" and " when " not in text
+
+
+def _typed(name: str, text: str) -> str:
+    """What sets it again; the demo's data come by their group alone, without a path."""
+    demo = (name, text) == ("data.format", "demo")
+    return "data=demo data.path=null" if demo else f"{name}={_for_shell(text)}"
 
 
 def _for_shell(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -86,6 +87,10 @@ def bad_trials(tiny: Tiny) -> dict[str, tuple[str, list[str], str]]:
         "other data": (to_json(changed), ["--device", "cpu"], "0000000000000000"),
         "dtype of another device": (to_json(half), ["--device", "cpu"], "model.dtype=fp16"),
         "no such device": (whole, ["--device", "cuda:9"], "no such device"),
+        "rank": (to_json(tiny.trial(lora={"r": -4})), [], "lora.r has to be at least 1, and is -4"),
+        "warm-up": (to_json(tiny.trial(warmup=1.5)), [], "train.warmup has to be below 1"),
+        "rate": (to_json(tiny.trial(learning_rate=math.nan)), [], "has to be above 0, and is nan"),
+        "ticks": (to_json(tiny.trial(ticks=0)), [], "budget.ticks has to be at least 1"),
         "threads": (whole, ["--threads", "0"], "--threads 0: it must be at least 1"),
     }
 

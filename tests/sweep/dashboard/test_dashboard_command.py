@@ -98,6 +98,14 @@ def test_a_taken_port_is_said(config: SweepConfig, capsys: pytest.CaptureFixture
     assert f"--port {port}: Address already in use. Type another one" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["99999999", "65536", "-1"])
+def test_a_port_that_cannot_be_is_said(
+    port: str, config: SweepConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--storage", config.storage, "--port", port]) == 2
+    assert f"--port {port}: a port is 1 to 65535, or 0 for any" in capsys.readouterr().err
+
+
 def test_what_is_not_there_is_said(
     config: SweepConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

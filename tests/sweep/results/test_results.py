@@ -157,6 +157,8 @@ def test_top_limits_the_rows(results: Path, capsys: pytest.CaptureFixture[str]) 
     _fill(results, "lora_rank")
     assert "… and 2 trials more" in _said(capsys, "lora_rank", "--top", "2")
     assert "more" not in _said(capsys, "lora_rank", "--top", "0")
+    assert main(["lora_rank", "--top", "-1"]) == 2
+    assert "--top -1: it must be at least 1, or 0 for all rows" in capsys.readouterr().err
 
 
 def test_several_studies_are_listed(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

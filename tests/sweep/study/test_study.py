@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 import socket
 import sqlite3
@@ -103,6 +104,23 @@ def test_what_changes_a_result_is_refused(
     ready(config)[0].close()
     assert told in refusal(sweep_config(tmp_path, override))
     assert stored(config)[0].n_trials == 8
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_all_that_differs_is_told_at_once_and_the_way_back_works(
+    config: SweepConfig, tmp_path: Path, done: bool
+) -> None:
+    run_inline(config) if done else ready(config)[0].close()
+    (tmp_path / "chat.jsonl").touch()
+    other = ("data=chat", f"data.path={tmp_path / 'chat.jsonl'}", "budget.examples=200",
+             "model=hub", "model.name=a/b", "model.quantisation=none", "train=default", "seed=3")
+    said = refusal(sweep_config(tmp_path, *other))
+    assert "seed: 0 then, 3 now" in said and "budget.ticks: 5 then, 8 now" in said
+    assert " data=demo data.path=null data.max_length=64 " in said and "model.name=demo" in said
+    back = shlex.split(said.partition("go back to: ")[2])
+    observer = Recorder()
+    run_sweep(sweep_config(tmp_path, *other, *back), observer)
+    assert observer.opened_with is not None
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,8 @@ def fitted(
     # Padded, every slot gives a row to every clock; end to end, they can take turns.
     most = int((free - least) // slot if size.ragged else free // (slot + least))
     if most < 1:
-        one = f"one trial of rank {size.r} with one row of {longest} tokens"
+        r = assignment.max_r or size.r  # the bank may be wider
+        one = f"one trial of rank {r} with one row of {longest} tokens"
         raise _too_small(one, slot + least, free, base.device, assignment)
     if wanted.capacity is not None:
         if wanted.capacity > most:
