@@ -5,10 +5,11 @@ written too where nothing has been written before. Each product reads its large 
 in fp32 (but for `back`, whose blocks of columns are rounded to bf16 before they are added, and in
 fp16, where they could overflow, are not) and draws the dropout mask in registers from the tokens'
 keys (the bits of `trials.dropout`). Two neighbouring columns, which share one hash, travel as one
-32-bit word: strides and counts of what is loaded so are in words. A slot's tokens and rows meet nobody else's. Of a slot's ranks those are computed that
-it fills, rounded up to 16, 32 or all of a chunk of `RANKS`; what lies beyond in s and ds means
-nothing, and is never read. Programs that read the same tokens for the modules of a group are
-neighbours in the grid, so that one of them reads and the others find.
+32-bit word: strides and counts of what is loaded so are in words. A slot's tokens and rows meet
+nobody else's. Of a slot's ranks those are computed that it fills, rounded up to 16, 32 or all of a
+chunk of `RANKS`; what lies beyond in s and ds means nothing, and is never read. Programs that read
+the same tokens for the modules of a group are neighbours in the grid, so that one of them reads and
+the others find.
 `ragged.py` launches them.
 """
 
