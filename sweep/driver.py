@@ -138,7 +138,7 @@ class SweepDriver:
         self.beat()
         live = self._held(worker, result.trial, result.attempt)
         if live is not None:
-            shared = (self.config.executor.workers or 1) > self.devices
+            shared = self.workers > self.devices
             result = live.crowded_out(result, self._clock(), shared=shared)
             self._end(live, live.honest(result))
 

@@ -14,7 +14,7 @@ from sweep.observers import Closed, Opened
 from sweep.space import assignment
 from sweep.store import Store, StudyRecord, TrialRecord
 from sweep.store.database import engine_options
-from trials.contract import Driver, Report, Setup, TrialConfig, TrialResult, Verdict
+from trials.contract import Driver, Outcome, Report, Setup, TrialConfig, TrialResult, Verdict
 from trials.engines import engine_module
 from trials.worker import work
 
@@ -95,6 +95,21 @@ def tick_report(trial: TrialConfig, tick: int, loss: float) -> Report:
     """What a worker says at a tick."""
     return Report(trial=trial.number, attempt=trial.attempt, tick=tick, eval_loss=loss,
                   examples=240 * tick, tokens=1, seconds=1.0)  # fmt: skip
+
+
+def tell(link: Driver, trial: TrialConfig, tick: int, loss: float) -> Verdict:
+    """A worker's report at a tick, answered."""
+    return link.report(tick_report(trial, tick, loss))
+
+
+def end(
+    link: Driver, trial: TrialConfig, outcome: Outcome = Outcome.COMPLETE, loss: float | None = 0.5
+) -> None:
+    """A worker's trial has ended."""
+    link.finish(
+        TrialResult(trial=trial.number, attempt=trial.attempt, outcome=outcome, eval_loss=loss,
+                    reason=None if outcome is Outcome.COMPLETE else "for a reason")
+    )  # fmt: skip
 
 
 def run_inline(config: SweepConfig, observer: Any = None) -> SweepDriver:

@@ -92,7 +92,7 @@ class MirroredStudy:
         """Makes the first change that the database lacks; False: it lacks none."""
         if not self._behind:
             return False
-        self._behind.popleft()()
+        self._behind.popleft()()  # where it fails, the next driver makes it
         return True
 
     def _later(self, change: Callable[..., Any], *what: Any) -> None:

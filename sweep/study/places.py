@@ -36,7 +36,7 @@ def check_writable(config: SweepConfig) -> None:
 def check_nobodys(config: SweepConfig) -> None:
     """Raises `InputError` where a new study would write over what another one has left."""
     folder = config.study_dir
-    if any((folder / name).exists() for name in ("setup.json", "trials.csv", "trials")):
+    if any((folder / name).exists() for name in ("setup.json", "trials.csv", "trials", "adapters")):
         raise InputError(
             f"study={config.study}: {folder} holds a study that {shown(config.storage)} does not "
             "know. Type study=<another name>, or storage=<its database>, or move that folder away."

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import sqlalchemy as sa
 from dashing import HOSTILE, Client, hostile_sweep, served, swept
+from optuna.exceptions import StorageInternalError
 from sweeping import Recorder, ready, run_inline, stored, sweep_config
 
 from sweep.config import SweepConfig
@@ -266,6 +267,21 @@ def _without_code(markdown: str) -> str:
         else:
             kept.append(re.sub(r"(?<!`)(`+)(?!`)(.*?)(?<!`)\1(?!`)", "", line))
     return "\n".join(kept)
+
+
+def test_a_databases_own_words_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Pages, number: int) -> None:
+        try:
+            raise sa.exc.OperationalError("insert", {}, Exception("database or disk is full"))
+        except sa.exc.OperationalError as error:
+            raise StorageInternalError("invalid data, e.g. exceeding max length") from error
+
+    monkeypatch.setattr(Pages, "trial", full)
+    notes = swept(sweep_config(tmp_path), Recorder())
+    assert notes == [
+        "The dashboard's notes and artifacts are left out: database or disk is full"]
 
 
 def test_trouble_is_said_once_and_costs_no_trial(tmp_path: Path) -> None:

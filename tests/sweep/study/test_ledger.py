@@ -110,8 +110,9 @@ def test_a_worker_on_another_device_may_take_it_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("workers", "outcome"), [(1, "failed"), (4, "infeasible")])
 def test_the_second_time_it_ends(tmp_path: Path, workers: int, outcome: str) -> None:
     """Of strangers the sampler learns nothing; of the room that the sweep gives itself it does."""
-    config = sweep_config(tmp_path, f"executor.workers={workers}", "n_trials=1")
+    config = sweep_config(tmp_path, "n_trials=1")
     driver, link, clock = opened(config, Recorder())
+    driver.workers = workers  # that have started, on one device
     for _ in range(2):
         link.finish(done(take(link)))
         clock.now += ROOM_S
