@@ -21,6 +21,7 @@ from trials.contract import InputError, Outcome
 TOP = 20  # rows of the final leaderboard
 FAILURES = 5  # of these, shown with all of their reason
 REASON = 1000  # characters
+CLOCKS_S = 2.0  # by which the study's clock and this run's may differ
 
 
 def closing(
@@ -43,6 +44,8 @@ def closing(
 def _title(config: SweepConfig, closed: Closed, elapsed_s: float) -> str:
     done = sum(leaderboard.counts_towards_total(r) for r in closed.records)
     total, took = plural(config.limits.n_trials, "trial"), wording.duration(elapsed_s)
+    if closed.used and closed.used.seconds > elapsed_s + CLOCKS_S:
+        took = f"{wording.duration(closed.used.seconds)} ({took} of it in this run)"
     then = "extend it" if closed.complete else "go on"
     said = closed.complete or "same command" in closed.reason
     same = "" if said else "; the same command goes on"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def test_failures_are_shown_with_their_reasons_and_logs(tmp_path: Path) -> None:
     assert "failed, and 2 before them" in end
     assert "  trial 6: RuntimeError: no 6\n" in end and "  trial 1: " not in end
     assert end.count("w0.log") == 5
+
+
+def test_the_time_of_earlier_runs_counts(tmp_path: Path) -> None:
+    used = Used(seconds=372.0, device_seconds=372.0)
+    assert re.search(r"0 of 6 trials in 6:12 \(0:0\d of it in this run\): why", closed(
+        tmp_path, used=used))
+    assert re.search(r"0 of 6 trials in 0:0\d: why", closed(tmp_path / "one", used=Used(seconds=1)))
 
 
 def test_a_budget_says_what_to_type_to_go_on(tmp_path: Path) -> None:
