@@ -21,7 +21,7 @@ from trials.contract import InputError, Outcome
 TOP = 20  # rows of the final leaderboard
 FAILURES = 5  # of these, shown with all of their reason
 REASON = 1000  # characters
-CLOCKS_S = 2.0  # by which the study's clock and this run's may differ
+CLOCKS_S = 2.0  # by which the study's clock and this run's may differ; less is no part to tell
 
 
 def closing(
@@ -43,14 +43,21 @@ def closing(
 
 def _title(config: SweepConfig, closed: Closed, elapsed_s: float) -> str:
     done = sum(leaderboard.counts_towards_total(r) for r in closed.records)
-    total, took = plural(config.limits.n_trials, "trial"), wording.duration(elapsed_s)
-    if closed.used and closed.used.seconds > elapsed_s + CLOCKS_S:
-        took = f"{wording.duration(closed.used.seconds)} ({took} of it in this run)"
+    total, took = plural(config.limits.n_trials, "trial"), _took(closed, elapsed_s)
     then = "extend it" if closed.complete else "go on"
     said = closed.complete or "same command" in closed.reason
     same = "" if said else "; the same command goes on"
     how = f"; type {clean(closed.more)} to {then}" if closed.more else same
     return f"{done} of {total} in {took}: {clean(closed.reason)}{how}"
+
+
+def _took(closed: Closed, elapsed_s: float) -> str:
+    """The time of all runs of the study, with this run's part where it is one."""
+    here = wording.duration(elapsed_s)
+    if closed.used is None or closed.used.seconds <= elapsed_s + CLOCKS_S:
+        return here
+    part = f" ({here} of it in this run)" if elapsed_s > CLOCKS_S else ""
+    return wording.duration(closed.used.seconds) + part
 
 
 def _used(config: SweepConfig, closed: Closed) -> Iterator[RenderableType]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import IO, Any
 
@@ -11,11 +12,12 @@ from trials.contract import Report, TrialConfig, TrialResult, Verdict
 
 
 class Log:
-    """Plain lines in a file, added to by each run of the study."""
+    """Plain lines in a file, added to by each run of the study; any thread may note one."""
 
     def __init__(self) -> None:
         self._file: IO[str] | None = None
         self._lines: PlainConsole | None = None
+        self._writing = threading.RLock()  # a note comes at any time, also as the file is closed
 
     def progress(self, worker: str, what: str, done: int, total: int) -> None:
         """Nothing is written before the study is open."""
@@ -50,12 +52,14 @@ class Log:
         self.stop()
 
     def note(self, text: str) -> None:
-        """A line that is no event."""
-        if self._lines:
-            self._lines.note(text)
+        """A line that is no event; after the end of the file nobody reads it."""
+        with self._writing:
+            if self._lines:
+                self._lines.note(text)
 
     def stop(self) -> None:
         """Closes the file."""
-        self._lines = None
-        if self._file is not None:
-            self._file.close()
+        with self._writing:
+            self._lines = None
+            if self._file is not None:
+                self._file.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import staged
 from rich.console import Console
 
 from sweep.observers import Closed
-from sweep.observers.closing import typed_too
+from sweep.observers.closing import closing, typed_too
 from sweep.observers.console import PlainConsole
 from sweep.observers.console_table import Running
 from sweep.observers.tally import Tally
@@ -73,11 +72,23 @@ def test_failures_are_shown_with_their_reasons_and_logs(tmp_path: Path) -> None:
     assert end.count("w0.log") == 5
 
 
-def test_the_time_of_earlier_runs_counts(tmp_path: Path) -> None:
-    used = Used(seconds=372.0, device_seconds=372.0)
-    assert re.search(r"0 of 6 trials in 6:12 \(0:0\d of it in this run\): why", closed(
-        tmp_path, used=used))
-    assert re.search(r"0 of 6 trials in 0:0\d: why", closed(tmp_path / "one", used=Used(seconds=1)))
+@pytest.mark.parametrize(
+    ("of_all_runs", "of_this", "told"),
+    [
+        (372.0, 20.0, "6:12 (0:20 of it in this run)"),
+        (372.0, 0.5, "6:12"),  # which found nothing to do
+        (20.0, 19.0, "0:19"),
+        (None, 19.0, "0:19"),
+    ],
+)
+def test_the_time_of_earlier_runs_counts(
+    of_all_runs: float | None, of_this: float, told: str, tmp_path: Path
+) -> None:
+    config, stream = staged.config(tmp_path), io.StringIO()
+    used = None if of_all_runs is None else Used(seconds=of_all_runs)
+    over = Closed(complete=False, reason="why", records=(), used=used)
+    Console(file=stream, width=200).print(closing(config, staged.opened(config), over, of_this))
+    assert f"0 of 6 trials in {told}: why" in stream.getvalue()
 
 
 def test_a_budget_says_what_to_type_to_go_on(tmp_path: Path) -> None:

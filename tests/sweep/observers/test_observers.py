@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,6 +188,29 @@ def test_the_log_keeps_every_run_of_the_study(tmp_path: Path) -> None:
     assert sum("trial 1 pruned: asha: not among the best third" in line for line in lines) == 2
     assert sum("6 of 6 trials" in line for line in lines) == 0  # one failed and does not count
     assert sum("5 of 6 trials in" in line for line in lines) == 2
+
+
+def test_the_log_is_closed_while_others_note(tmp_path: Path) -> None:
+    log, config, failed = Log(), staged.config(tmp_path), []
+    over = threading.Event()
+
+    def note() -> None:
+        try:
+            while not over.is_set():
+                log.note("from another thread")
+        except ValueError as error:
+            failed.append(error)
+
+    others = [threading.Thread(target=note) for _ in range(4)]
+    for other in others:
+        other.start()
+    for _ in range(30):
+        log.opened(staged.opened(config))
+        log.stop()
+    over.set()
+    for other in others:
+        other.join()
+    assert failed == []
 
 
 @pytest.mark.parametrize("tracking", ["none", "wandb", "tensorboard", "[wandb,tensorboard]"])
