@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import signal
 from collections.abc import Sequence
@@ -14,6 +15,15 @@ def pytest_configure() -> None:
     """Ctrl-C is heard, by what tests start too: a shell's background jobs ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+gc.disable()  # until the libraries are imported, which takes a quarter less time so
+
+
+def pytest_collection_finish() -> None:
+    """Passes of the collector leave out the libraries: 0.4 s less for each."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ from trials.downloads import ARTIFACT as ARTIFACT  # this and the next two: the 
 from trials.downloads import artifact_folder as artifact_folder
 from trials.downloads import artifact_parts as artifact_parts
 from trials.engines import engine_module, reads_data
+from trials.garbage import settle
 
 
 def work(assignment: Assignment, driver: Driver) -> None:
@@ -21,6 +22,7 @@ def work(assignment: Assignment, driver: Driver) -> None:
         _check_data(assignment, driver)
     driver.progress("loading libraries", 0, 0)  # it takes seconds, so say so first
     engine, setup = engine_module(assignment.engine.name).prepare(assignment, driver)
+    settle()
     driver.prepared(setup)
     engine.run(driver)
 

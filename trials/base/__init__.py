@@ -155,7 +155,7 @@ def _freeze(model: PreTrainedModel) -> None:
         # bitsandbytes 0.50 repacks NF4 weights at the first evaluation on CPUs with AVX512-BF16,
         # and its backward then misreads them: wrong gradients without a word.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            module.support_avx512bf16_for_cpu = False
 
 
 def _without_dropout(module: torch.nn.Module) -> None:

@@ -29,8 +29,8 @@ def quantisation(model: ModelConfig, dtype: str) -> BitsAndBytesConfig | None:
     from transformers import BitsAndBytesConfig
 
     if model.quantisation == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
-    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=model.quantisation,
         bnb_4bit_use_double_quant=model.double_quantisation,

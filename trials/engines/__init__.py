@@ -7,6 +7,7 @@ that trials share, and raises `InputError` for what the user must change.
 from __future__ import annotations
 
 import importlib
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Protocol, cast
@@ -22,6 +23,7 @@ from trials.contract import (
     TrialResult,
     Turn,
 )
+from trials.garbage import importing
 
 ENGINES = {
     "auto": "trials.engines.auto",
@@ -46,7 +48,11 @@ class EngineModule(Protocol):
 
 def engine_module(name: str) -> EngineModule:
     """The module of an engine, imported only now."""
-    return cast(EngineModule, importlib.import_module(ENGINES[_known(name)]))
+    module = ENGINES[_known(name)]
+    if module not in sys.modules:
+        with importing():
+            importlib.import_module(module)
+    return cast(EngineModule, sys.modules[module])
 
 
 def reads_data(name: str) -> bool:

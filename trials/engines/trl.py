@@ -6,12 +6,10 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +33,7 @@ from trials.data import Data, load_data, order
 from trials.engines import one_at_a_time
 from trials.engines.course import Course
 from trials.evaluate import Evaluation, evaluate, evaluation_batches
+from trials.garbage import importing
 from trials.generate import samples
 from trials.quiet import quiet, quiet_loggers
 from trials.training.batches import Batch, Limit, Row, pack
@@ -63,7 +62,8 @@ def prepare(assignment: Assignment, driver: Driver) -> tuple[TrlEngine, Setup]:
     check_optimizers(assignment.optimizers, resolve_device(assignment.device))
     quiet_loggers()
     with quiet():
-        import trials.engines.trl_trainer  # noqa: F401  # slow to import, so not in a trial's time
+        with importing():
+            import trials.engines.trl_trainer  # noqa: F401  # slow, so not in a trial's time
 
         base = load_base(assignment.model, assignment.device, driver.progress)
         for targets in assignment.target_modules:
@@ -94,8 +94,7 @@ class TrlEngine:
 
     def run(self, driver: Driver) -> None:
         """Trains one trial after another until the driver has none."""
-        with _only_new_garbage():
-            one_at_a_time(driver, partial(self.train, driver=driver), time.sleep)
+        one_at_a_time(driver, partial(self.train, driver=driver), time.sleep)
 
     def measure(self, progress: Callable[[int, int], None] = lambda *_: None) -> Evaluation:
         """The evaluation of the base with whatever adapter is on it.
@@ -209,20 +208,6 @@ class TrlEngine:
         if trial.train.packing:
             return pack(placed, self.data.config.max_length)
         return [[item] for item in placed]
-
-
-@contextmanager
-def _only_new_garbage() -> Iterator[None]:
-    """Within, the collector passes over what was there before: 0.4 s less per pass.
-
-    Trainers ask for a pass at each start and end, through a million objects of imported libraries.
-    """
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def origin_of(base: Base) -> tuple[str, str | None]:

@@ -44,7 +44,7 @@ def build_optimizer(
         from transformers.optimization import Adafactor
 
         fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-        return Adafactor(parameters, **shared, **fixed)  # type: ignore[no-untyped-call]
+        return Adafactor(parameters, **shared, **fixed)  # type: ignore[no-any-return]
     return _paged(train.optimizer, parameters, adam)
 
 

@@ -25,6 +25,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return made_in(tmp_path_factory.mktemp("tiny"), quantisation="none")
 
 
+@pytest.fixture(scope="module")
+def six(tiny: Tiny) -> Recorder:
+    """Six trials, three at a time."""
+    return run(tiny, *(tiny.trial(k, seed=k) for k in range(6)), capacity=3)
+
+
 def out_of_memory_beyond(
     monkeypatch: pytest.MonkeyPatch, rows: int, *, training: bool = True
 ) -> None:
@@ -66,13 +72,11 @@ def test_a_clock_that_does_not_fit_is_made_smaller(
 
 @pytest.mark.parametrize(("rows", "lag"), [(1, 0), (1, 1), (2, 0), (0, 0)])
 def test_a_pack_has_no_more_trials_than_fit(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, rows: int, lag: int
+    tiny: Tiny, six: Recorder, monkeypatch: pytest.MonkeyPatch, rows: int, lag: int
 ) -> None:
-    trials = [tiny.trial(k, seed=k) for k in range(6)]
-    whole = run(tiny, *trials, capacity=3)
     engine, driver = prepared(tiny, capacity=3)
     engine.size = replace(engine.size, lag=lag)
-    driver.trials += trials
+    driver.trials += [tiny.trial(k, seed=k) for k in range(6)]
     out_of_memory_beyond(monkeypatch, rows)
     engine.run(driver)
     ended = {result.trial: result for result in driver.results}
@@ -83,7 +87,7 @@ def test_a_pack_has_no_more_trials_than_fit(
             assert str(result.reason).endswith(f"(in a pack of {k + 1} trials)")
         elif rows:
             assert result.outcome is Outcome.COMPLETE
-            assert driver.losses(k) == pytest.approx(whole.losses(k), rel=2e-5)
+            assert driver.losses(k) == pytest.approx(six.losses(k), rel=2e-5)
         else:
             assert result.outcome is Outcome.INFEASIBLE
             assert str(result.reason).startswith("does not fit into memory: CUDA out of memory")
