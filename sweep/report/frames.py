@@ -127,6 +127,8 @@ def read_study(store: Store, study: StudyRecord, storage: str = "") -> StudyFram
         "samples_by_tick": rows.samples(store, study.uuid),
     }
     records = store.trials(study.uuid)  # last: each trial that is told of above is among them
+    if not alive:
+        records = leaderboard.left_behind(records)
     best = leaderboard.best(records)
     return StudyFrames(
         study=study,

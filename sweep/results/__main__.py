@@ -65,6 +65,8 @@ def _show(asked: argparse.Namespace, url: str) -> None:
         store.close()
     if beaten_at is not None and time.time() - beaten_at < ALIVE_S:
         study, records = _as_of_now(study, records, beaten_at)
+    else:
+        records = leaderboard.left_behind(records)
     if asked.csv:
         _print_csv(study, records)
     else:
@@ -116,8 +118,8 @@ def _print_page(
 
 def _headline(study: StudyRecord, records: Sequence[TrialRecord]) -> str:
     done = sum(leaderboard.counts_towards_total(record) for record in records)
-    running = sum(record.outcome == "running" for record in records)
-    live = f", {running} not finished" if running else ""
+    unfinished = sum(map(leaderboard.unfinished, records))
+    live = f", {unfinished} not finished" if unfinished else ""
     total = plural(study.n_trials, "trial")
     return f"{clean(study.study)}: {done} of {total} in {wording.duration(study.seconds)}{live}"
 

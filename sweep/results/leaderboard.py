@@ -9,7 +9,7 @@ import heapq
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
@@ -39,6 +39,7 @@ MARKS = {
     "running": "▸",
 }
 CURVE_RANK = 3  # columns above it go before names are abbreviated
+LEFT = "its run was killed; the same command goes on"
 UNCOUNTED = ("failed", "stopped", "running")  # outcomes that do not count towards `n_trials`
 Rows = Sequence[TrialRecord | None]
 
@@ -88,6 +89,19 @@ def finished_well(record: TrialRecord) -> bool:
 def counts_towards_total(record: TrialRecord) -> bool:
     """Whether a trial is one of the `n_trials`: failed, stopped and running ones are not."""
     return record.outcome not in UNCOUNTED
+
+
+def unfinished(record: TrialRecord) -> bool:
+    """Whether the same command goes on with a trial, or is at it."""
+    return record.outcome in ("running", Outcome.STOPPED.value)
+
+
+def left_behind(records: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """The trials of a study that no driver works on: none runs, whatever a killed one has left."""
+    stopped = Outcome.STOPPED.value
+    return [
+        replace(r, outcome=stopped, reason=LEFT) if r.outcome == "running" else r for r in records
+    ]
 
 
 def why(record: TrialRecord) -> str:

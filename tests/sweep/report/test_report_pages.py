@@ -92,6 +92,13 @@ def test_a_report_of_a_running_sweep_says_so(tmp_path: Path) -> None:
     assert "is the best so far" in page
 
 
+def test_a_report_of_a_killed_sweep_shows_nothing_as_running(tmp_path: Path) -> None:
+    url = reported.write(tmp_path, [*reported.plan(3), Planned(outcome="running", losses=[1.5])])
+    frames = load_study("study", url).frames
+    assert [record.outcome for record in frames.records].count("running") == 0
+    assert "its run was killed; the same command goes on" in report(frames)
+
+
 def test_no_network_and_plotly_once(swept: Path) -> None:
     page = report(load_study("test", str(swept)).frames)
     assert page.count("plotly.js v") == 1

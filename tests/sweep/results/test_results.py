@@ -30,7 +30,7 @@ def _study(name: str, uuid: str, results: Path) -> StudyRecord:
 
 
 def _fill(folder: Path, *names: str) -> None:
-    """Studies with a complete, a pruned, a failed and a running trial each."""
+    """Studies with a complete, a pruned, a failed and a running trial each; no driver is left."""
     config = staged.config(folder)
     setup = staged.setup(config)
     store = Store(f"sqlite:///{folder / 'sweep.db'}", create=True)
@@ -67,9 +67,9 @@ def test_the_only_study_is_shown(results: Path, capsys: pytest.CaptureFixture[st
     shown = _said(capsys)
     assert "lora_rank: 2 of 10 trials in 1:15, 1 not finished" in shown
     assert "loss 2.0000 → 1.9000, 5.0 % below the untouched base" in shown
-    order = [shown.index(mark) for mark in ("✓ ", "✂ ", "▸ ", "✗ ")]
+    order = [shown.index(mark) for mark in ("✓ ", "✂ ", "✗ ")]
     assert order[0] == min(order)
-    assert "why so" in shown
+    assert "why so" in shown and "stopped" in shown and "running" not in shown
     assert "python -m trials results/lora_rank/trials/0.json" in shown
     assert "\x1b" not in shown
 
@@ -173,9 +173,10 @@ def test_several_studies_are_listed(results: Path, capsys: pytest.CaptureFixture
 def test_csv_has_every_trial(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _fill(results, "lora_rank")
     rows = list(csv.DictReader(io.StringIO(_said(capsys, "lora_rank", "--csv"))))
-    assert [row["outcome"] for row in rows] == ["complete", "pruned", "failed", "running"]
+    assert [row["outcome"] for row in rows] == ["complete", "pruned", "failed", "stopped"]
     assert [row["lora.r"] for row in rows] == ["4", "8", "16", "32"]
     assert rows[1]["reason"] == "why so"
+    assert rows[3]["reason"] == "its run was killed; the same command goes on"
 
 
 def test_an_unknown_study_names_the_nearest(
