@@ -83,7 +83,7 @@ class Timed:
 
     def __init__(self, driver: SweepDriver, trials: int) -> None:
         self._driver, self._whole = driver.connect("worker-0"), driver
-        self._milestones = deque(n for n in MILESTONES if n <= trials)
+        self._milestones = deque(sorted({trials, *(n for n in MILESTONES if n < trials)}))
         self._done = self._since = 0
         self.rows: list[Row] = []
         self.restart()

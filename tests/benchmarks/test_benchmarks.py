@@ -226,13 +226,13 @@ def test_trl_and_both_engines_side_by_side(with_bases: Path) -> None:
     words = ["--device", "cpu", "--shapes", "tiny", "--threads", "1", "--window-s", "0.2",
              "--case-s", "240", "--folder", str(with_bases)]
     kept = with_bases / "found.jsonl"
-    cases = ["plain-1", "trl-2", "packed-2"]
+    cases = ["plain-1", "trl-1", "packed-2"]
     shown = rows(tool("packed_speed", *words, "--json", str(kept), "--cases", *cases))
     for name in cases:
         assert shown[name][0] == name.rpartition("-")[2]
         assert float(shown[name][1]) > 0
     found = [json.loads(line) for line in kept.read_text().splitlines()]
-    assert [len(one["measured"]) for one in found] == [1, 2, 1]
+    assert [len(one["measured"]) for one in found] == [1, 1, 1]
     assert all(one["least_grad_norm"] > 0 for each in found for one in each["measured"])
 
 
@@ -248,8 +248,8 @@ def test_a_whole_sweep_is_timed(with_bases: Path) -> None:
 
 
 def test_calls_of_the_driver_are_timed() -> None:
-    found = rows(tool("driver_overhead", "--trials", "50", "--live", "2"))["2"]
-    assert found[0] == "50"
+    found = rows(tool("driver_overhead", "--trials", "20", "--live", "2"))["2"]
+    assert found[0] == "20"
     assert all(float(cell) > 0 for cell in found[1:6])
 
 
