@@ -17,7 +17,7 @@ from sweep.report import rows
 from sweep.report.dimensions import Axis, axes
 from sweep.results import leaderboard
 from sweep.results.trials_csv import MEASURES
-from sweep.store import ALIVE_S, Store, StudyRecord, TrialRecord
+from sweep.store import Store, StudyRecord, TrialRecord
 from sweep.store.runs import Used, used_by
 from trials.contract import CurvePoint, Sample, Setup
 
@@ -119,8 +119,7 @@ class StudyFrames:
 def read_study(store: Store, study: StudyRecord, storage: str = "") -> StudyFrames:
     """Everything the database has on one study. `storage` is its URL."""
     facts, attributes = rows.optuna_says(store, study)
-    beaten_at, now = store.beaten_at(study.study), time.time()
-    alive = beaten_at is not None and now - beaten_at < ALIVE_S
+    alive, now = store.beaten_at(study.study) is not None, time.time()
     told: dict[str, Any] = {
         "ticks": rows.ticks(store, study.uuid),
         "attempts": rows.attempts(store, study.uuid, now=now if alive else None),

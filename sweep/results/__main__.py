@@ -29,7 +29,7 @@ from sweep.results.tables import Column, fit
 from sweep.results.trials_csv import TrialsCsv
 from sweep.results.wording import amount, clean, plural
 from sweep.secrets import masked
-from sweep.store import ALIVE_S, Store, StudyRecord, TrialRecord
+from sweep.store import Store, StudyRecord, TrialRecord
 from sweep.store.runs import HOUR, Used, used_by
 from sweep.streams import Steady
 from trials.contract import InputError
@@ -63,7 +63,7 @@ def _show(asked: argparse.Namespace, url: str) -> None:
             return
     finally:
         store.close()
-    if beaten_at is not None and time.time() - beaten_at < ALIVE_S:
+    if beaten_at is not None:
         study, records = _as_of_now(study, records, beaten_at)
     else:
         records = leaderboard.left_behind(records)

@@ -221,10 +221,11 @@ class Store:
         return from_json(Setup, str(text))
 
     def beaten_at(self, study: str) -> float | None:
-        """When the driver that holds the study last wrote its seconds; null where none does."""
+        """When the driver at work on the study last wrote its seconds; None where none is."""
         table = schema.locks
         with self.engine.connect() as db:
-            return db.scalar(sa.select(table.c.alive_at).where(table.c.study == study))
+            at = db.scalar(sa.select(table.c.alive_at).where(table.c.study == study))
+        return at if at is not None and time.time() - at < ALIVE_S else None
 
     def trials(self, uuid: str, number: int | None = None) -> list[TrialRecord]:
         """The study's trials (or one) by number: the latest attempt, the ticks of all attempts."""

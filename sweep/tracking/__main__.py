@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import queue
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 from sweep.names import unknown
 from sweep.results.wording import clean
 from sweep.secrets import masked
-from sweep.store import ALIVE_S, Store, StudyRecord
+from sweep.store import Store, StudyRecord
 from sweep.streams import tell
 from sweep.tracking import NAMES
 from sweep.tracking.process import Events, follow
@@ -77,10 +76,10 @@ def _study(url: str, name: str | None) -> StudyRecord:
             name = next(iter(studies))
         if name not in studies:
             raise InputError(unknown("Study", name or "", studies))
-        beaten_at = store.beaten_at(name)
+        alive = store.beaten_at(name) is not None
     finally:
         store.close()
-    if beaten_at is not None and time.time() - beaten_at < ALIVE_S:
+    if alive:
         raise InputError(f"Study {name!r} is running, and its trackers with it. Wait for its end.")
     return studies[name]
 

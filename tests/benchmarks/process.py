@@ -17,6 +17,7 @@ from tests.benchmarks.case import Case, Measured, assignment, trial
 from tests.benchmarks.watch import Watch
 from trials.contract import InputError, from_json, to_json
 from trials.engines import engine_module
+from trials.garbage import settle
 from trials.training.limits import out_of_memory
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -56,6 +57,7 @@ def run(case: Case, index: int, folder: Path) -> Measured:
     case = _limited(case)
     module = plain_trl if case.engine == plain_trl.NAME else engine_module(case.engine)
     engine, setup = module.prepare(assignment(case), watch)
+    settle()  # as a worker does
     watch.prepared(setup)
     idle = getattr(engine, "idle", None)
     if idle is not None:

@@ -38,11 +38,6 @@ from trials.contract import (
 )
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> SweepConfig:
-    return sweep_config(tmp_path)
-
-
 def test_a_sweep_ends_with_every_trial_told(config: SweepConfig) -> None:
     seen = Recorder()
     driver = run_inline(config, seen)

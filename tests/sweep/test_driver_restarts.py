@@ -27,11 +27,6 @@ from sweep.store.database import sqlite_path
 from trials.contract import Outcome, Report, TrialResult, Verdict
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> SweepConfig:
-    return sweep_config(tmp_path)
-
-
 def test_ticks_told_before_a_crash_stay_told(config: SweepConfig) -> None:
     """As after kill -9: nothing is closed, the next driver starts from the database alone."""
     _, link = ready(config)

@@ -33,11 +33,6 @@ from trials.contract import Outcome, Report, TrialResult, Verdict
 from trials.worker import work
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> SweepConfig:
-    return sweep_config(tmp_path)
-
-
 class Interrupter(Recorder):
     """Raises, as a crash of the driver would, at a certain report."""
 

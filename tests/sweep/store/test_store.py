@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from sweeping import Recorder, prepare, sweep_config
+from sweeping import Recorder, prepare
 
 from sweep.config import SweepConfig
 from sweep.driver import SweepDriver
@@ -37,11 +37,6 @@ UUID = "0123"
 POINT = CurvePoint(
     examples=8, train_loss=1.5, learning_rate=1e-4, grad_norm=0.1, tokens_per_s=900.0
 )
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> SweepConfig:
-    return sweep_config(tmp_path)
 
 
 @pytest.fixture

@@ -27,11 +27,6 @@ from sweep.study import lock, look, open_study
 from trials.contract import InputError, Sample, Setup
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> SweepConfig:
-    return sweep_config(tmp_path)
-
-
 def setup_of(config: SweepConfig) -> Setup:
     return prepare(config, SweepDriver(config, Recorder()).connect("w0"))
 
