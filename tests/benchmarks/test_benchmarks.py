@@ -247,6 +247,12 @@ def test_a_whole_sweep_is_timed(with_bases: Path) -> None:
     assert int(shown[4]) + int(shown[5]) == 4
 
 
+def test_a_sweep_that_has_no_time_left_is_a_line_that_says_so(with_bases: Path) -> None:
+    shown = rows(tool("whole_sweep", "--device", "cpu", "--shape", "tiny", "--budget-s", "1",
+                      "--folder", str(with_bases), "--runs", "packed", "trl-1"))
+    assert shown["packed"][0] == shown["trl-1"][0] == "not run: no time left"
+
+
 def test_calls_of_the_driver_are_timed() -> None:
     found = rows(tool("driver_overhead", "--trials", "20", "--live", "2"))["2"]
     assert found[0] == "20"

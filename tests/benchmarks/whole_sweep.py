@@ -127,7 +127,7 @@ def words(given: argparse.Namespace, name: str, base: Path, results: Path) -> li
 def run(given: argparse.Namespace, name: str, base: Path, limit_s: float) -> Ran:
     """One sweep from its command to its end, or to its limit."""
     if limit_s < ENDING_S:
-        return Ran(name, 0.0, "not run: no time left")
+        return Ran(name, 0.0, reason="not run: no time left")
     results = Path(tempfile.mkdtemp(dir=given.folder))
     line = [sys.executable, "-m", "sweep", *words(given, name, base, results)]
     began, at = time.monotonic(), time.time()
@@ -141,7 +141,7 @@ def run(given: argparse.Namespace, name: str, base: Path, limit_s: float) -> Ran
         return _ran(name, (at, seconds), interrupted, results / name, gauge.peak)
     except OSError:
         said = end_of(log.read_text(errors="replace"))
-        return Ran(name, seconds, f"exit code {process.returncode}: {said}")
+        return Ran(name, seconds, reason=f"exit code {process.returncode}: {said}")
     finally:
         shutil.rmtree(results, ignore_errors=True)
 

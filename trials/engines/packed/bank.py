@@ -93,7 +93,7 @@ class Bank:
         From pinned memory this waits for nothing.
         """
         self.empty(slot)
-        self.ranks[slot] = max((a.shape[0] for a in drawn.values()), default=self.r)
+        self.ranks[slot].fill_(max((a.shape[0] for a in drawn.values()), default=self.r))
         for name, a in zip(self.shapes, self._row(self.parameters, slot).a, strict=True):
             if name in drawn:
                 a[0, : drawn[name].shape[0]].copy_(drawn[name], non_blocking=True)
@@ -109,7 +109,7 @@ class Bank:
         """Zeroes a slot's rows: what was not finite is gone too."""
         for tensor in self.rows:
             tensor[slot].zero_()
-        self.ranks[slot] = self.r
+        self.ranks[slot].fill_(self.r)
         self._round_row(slot)
 
     def move(self, source: int, target: int) -> None:
@@ -132,7 +132,7 @@ class Bank:
     ) -> None:
         """Takes back what `saved` gave, bit for bit."""
         self.empty(slot)
-        self.ranks[slot] = r
+        self.ranks[slot].fill_(r)
         for kind, row in self._kept().items():
             pieces = self._pieces(row, slot, r, targets)
             sizes = [piece.numel() for piece in pieces]

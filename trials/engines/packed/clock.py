@@ -61,10 +61,11 @@ class Clock:
         """Sets a slot's own numbers; its rows of the bank are the caller's affair."""
         rate = seat.trial.lora.dropout
         self._drops = self._drops or rate > 0
-        self.losses[seat.slot] = 0.0
-        self.scales[seat.slot] = seat.scale / (1.0 - rate)
-        self.rates[seat.slot] = rate
-        self.seeds[seat.slot] = seed_key(seat.trial.seed)
+        # Not by assignment, which waits for the device where one number is assigned.
+        self.losses[seat.slot].fill_(0.0)
+        self.scales[seat.slot].fill_(seat.scale / (1.0 - rate))
+        self.rates[seat.slot].fill_(rate)
+        self.seeds[seat.slot].fill_(seed_key(seat.trial.seed))
         self.optimizer.seat(seat.slot, seat.coefficients)
 
     def tick(self, seats: Sequence[Seat]) -> Told:
@@ -211,7 +212,7 @@ class Clock:
         for vector in (self.losses, self.scales, self.rates, self.seeds):
             vector[target] = vector[source]
         self.optimizer.move(source, target)
-        self.losses[source] = 0.0
+        self.losses[source].fill_(0.0)
 
     def checkpoint(self, wanted: bool) -> None:
         """Recomputes the layers in the backward, or does not."""

@@ -94,8 +94,9 @@ class Optimizer:
         if len(given) > self.table.shape[1]:
             self._widen(len(given))
         self.table[slot, : len(given)] = sent(torch.from_numpy(given), self.table.device)
-        self.made[slot], self._good[slot] = 0, 0
-        self.scale[slot] = FIRST_SCALE if self._scaled else 1.0
+        self.made[slot].fill_(0)
+        self._good[slot].fill_(0)
+        self.scale[slot].fill_(FIRST_SCALE if self._scaled else 1.0)
 
     def saved(self, slot: int) -> Tensor:
         """A copy of a slot's numbers, fp64 `[3]`."""
@@ -104,7 +105,7 @@ class Optimizer:
     def restore(self, slot: int, saved: Sequence[float]) -> None:
         """Takes back what `saved` gave."""
         for row, number in zip((self.made, self._good, self.scale), saved, strict=True):
-            row[slot] = number
+            row[slot].fill_(number)
 
     def move(self, source: int, target: int) -> None:
         """Takes a slot's numbers along when its rows of the bank move."""
