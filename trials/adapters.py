@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trials.contract import LoraConfig
 from trials.dropout import RowKeys, attach
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 NAME = "default"  # PEFT's own name, so that exported keys are what its loaders expect
@@ -71,15 +71,25 @@ def export(adapter: Adapter, folder: Path, *, base: str, revision: str | None = 
     with its revision.
     """
     from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(adapter.model, save_embedding_layers=False)
+    config = adapter.model.peft_config[NAME]
+    return write(state, config, folder, base=base, revision=revision)
+
+
+def write(
+    state: Mapping[str, Tensor], config: PeftConfig, folder: Path, *, base: str,
+    revision: str | None = None,
+) -> Path:
+    """As `export`, of an adapter's tensors by the names of PEFT's files, and its settings."""
     from safetensors.torch import save_file
 
     aside = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(aside, ignore_errors=True)  # of a killed process
     aside.mkdir(parents=True)
-    state = get_peft_model_state_dict(adapter.model, save_embedding_layers=False)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     save_file(tensors, aside / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = copy.copy(adapter.model.peft_config[NAME])
+    config = copy.copy(config)
     config.inference_mode = True
     config.base_model_name_or_path, config.revision = base, revision
     config.save_pretrained(str(aside))

@@ -17,10 +17,10 @@ device), `cuda/` lays all tokens end to end, on Triton kernels. There `fused.py`
 elementwise, `attention.py` keeps rows apart (short ones by kernels of `cuda/`, long ones by flash
 attention), `apart.py` tries whether it does in this base, and `replay.py` records whole clocks as
 CUDA graphs.
-`bank.py` holds the adapters, `slots.py` seats trials in it, `initial.py` lets PEFT make and write
-them, `size.py` says how many fit, and `refusals.py` what a pack cannot do. `later.py` holds what is
-on its way between host and device. A row is an example where there are tokens (seat, shapes,
-corpus), and a slot's whole adapter where there are parameters (bank, optim).
+`bank.py` holds the adapters, `slots.py` seats trials in it, `skeleton.py` has PEFT make them and
+say how they are written, `size.py` says how many fit, and `refusals.py` what a pack cannot do.
+`later.py` holds what is on its way between host and device. A row is an example where there are
+tokens (seat, shapes, corpus), and a slot's whole adapter where there are parameters (bank, optim).
 """
 
 from __future__ import annotations

@@ -17,13 +17,13 @@ from trials.engines.packed.corpus import Corpus
 from trials.engines.packed.evaluation import PackedEvaluation
 from trials.engines.packed.forward import Forward
 from trials.engines.packed.fused import fused
-from trials.engines.packed.initial import Skeleton
 from trials.engines.packed.later import Idle
 from trials.engines.packed.layers import grouped, packed_layers
 from trials.engines.packed.replay import Replays
 from trials.engines.packed.shapes import PaddedShapes, RaggedShapes, Shapes
 from trials.engines.packed.shift import Shift
 from trials.engines.packed.size import FIRST_R, Size, clock_tokens, free_bytes
+from trials.engines.packed.skeleton import Skeleton
 from trials.engines.packed.slots import Slots
 from trials.engines.trl import TrlEngine
 from trials.quiet import quiet
@@ -86,7 +86,7 @@ class PackedEngine:
                           drops=self.shared.assignment.dropout)
             stack.callback(clock.checkpoint, False)
             slots = Slots(self.shared, clock, pack, self._skeleton)
-            stack.callback(slots.writer.close)
+            stack.callback(slots.close)
             yield slots
 
     def compile(self, tokens: int) -> None:

@@ -16,7 +16,6 @@ from trials.contract import Assignment, Driver, EngineConfig, Setup
 from trials.data import load_data
 from trials.engines.packed.apart import check_apart
 from trials.engines.packed.engine import PackedEngine
-from trials.engines.packed.initial import targeted
 from trials.engines.packed.layers import check_layers
 from trials.engines.packed.optim import check_supported
 from trials.engines.packed.refusals import NoRoom, Refused, check_base
@@ -29,6 +28,7 @@ from trials.engines.packed.size import (
     free_bytes,
     guessed_token_bytes,
 )
+from trials.engines.packed.skeleton import targeted
 from trials.engines.trl import TrlEngine, check_baseline, check_batch, setup_of
 from trials.quiet import quiet, quiet_loggers
 from trials.training.limits import check_device, out_of_memory

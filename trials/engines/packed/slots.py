@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,12 @@ from trials.engines.course import Snapshot
 from trials.engines.packed.bank import Bank, Shapes
 from trials.engines.packed.clock import Clock
 from trials.engines.packed.forward import Forward
-from trials.engines.packed.initial import Skeleton, targeted
 from trials.engines.packed.later import Later
 from trials.engines.packed.layers import Flight, Pack
 from trials.engines.packed.optim import check_supported
 from trials.engines.packed.products import PaddedProducts
 from trials.engines.packed.seat import PackedCourse, Seat
+from trials.engines.packed.skeleton import KEPT_BYTES, Skeleton, targeted
 from trials.engines.trl import TrlEngine, origin_of
 from trials.training.limits import free_memory, out_of_memory
 from trials.training.state import State, Writer
@@ -33,6 +35,8 @@ class Slots:
     def __init__(self, shared: TrlEngine, clock: Clock, pack: Pack, skeleton: Skeleton) -> None:
         self.shared, self.clock, self.pack, self._skeleton = shared, clock, pack, skeleton
         self.writer = Writer()
+        self._adapters = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapters")
+        self._begun: deque[Future[Path]] = deque()  # adapters, begun, the last ones
         self._seats: list[Seat | None] = [None] * clock.bank.slots
 
     @property
@@ -106,23 +110,42 @@ class Slots:
             self.clock.move(last.slot, free)
             self._seats[last.slot], self._seats[free], last.slot = None, last, free
 
-    def keep(self, seat: Seat) -> None:
-        """Leaves of a complete trial what the assignment asks for: samples, an adapter."""
+    def keep(self, seat: Seat) -> Future[Path] | None:
+        """Leaves of a complete trial what the assignment asks for: samples, an adapter.
+
+        The adapter is written beside the training; null where none is wanted.
+        """
         folder, course = self.shared.assignment.adapters_dir, seat.course
         course.samples = course.samples or course.written
         if folder is None:
-            return
+            return None
         try:
-            course.adapter = str(self.export(seat, Path(folder) / str(seat.trial.number)))
-        except Exception as error:  # a full disk, say: the trial is complete all the same
-            course.note(f"the adapter of trial {seat.trial.number} is not kept: {error}")
+            return self.export(seat, Path(folder) / str(seat.trial.number))
+        except Exception as error:
+            failed: Future[Path] = Future()
+            failed.set_exception(error)
+            return failed
 
-    def export(self, seat: Seat, folder: Path) -> Path:
-        """Writes a seat's adapter as an ordinary PEFT folder."""
-        lora = seat.trial.lora
-        names = resolve_targets(self.shared.base.facts, lora.target_modules)
-        factors = self.bank.factors(seat.slot, lora.r)
-        return self._skeleton.export(factors, lora, names, folder, origin_of(self.shared.base))
+    def export(self, seat: Seat, folder: Path) -> Future[Path]:
+        """Begins to write a seat's adapter, as it now is, as an ordinary PEFT folder.
+
+        Its slot may be freed or trained on meanwhile.
+        """
+        lora, base = seat.trial.lora, self.shared.base
+        form = self._skeleton.form(lora, resolve_targets(base.facts, lora.target_modules))
+        most = KEPT_BYTES[base.device.type] // self.bank.parameters[0].nbytes  # copies at once
+        while len(self._begun) > most:
+            wait([self._begun.popleft()])
+        fetched = self.bank.fetched(seat.slot, lora.r)
+        written = self._adapters.submit(
+            lambda: form.write(fetched(), folder, origin_of(base)))
+        self._begun.append(written)
+        return written
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self.writer.close()
+        self._adapters.shutdown()
 
     def written(self, seats: Sequence[Seat]) -> list[tuple[Sample, ...]]:
         """What the seats' models write for the evaluation's first prompts.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -25,6 +26,8 @@ from trials.contract import (
     tick_examples,
 )
 from trials.engines.packed import prepare, size
+from trials.engines.packed.shift import WRITING
+from trials.engines.packed.skeleton import Form
 from trials.training import state as training_state
 from trials.training.batches import Limit
 from trials.training.state import State, read_state
@@ -254,18 +257,24 @@ def test_waiting_for_a_trial_holds_nobody_up(tiny: Tiny) -> None:
     assert len(driver.results) == 3
 
 
-def test_complete_trials_leave_adapters_and_samples(tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lag", [0, 1])
+def test_complete_trials_leave_adapters_and_samples(
+    tiny: Tiny, tmp_path: Path, lag: int
+) -> None:
     from peft import AutoPeftModelForCausalLM
 
     from trials.evaluate import evaluate, evaluation_batches
     from trials.quiet import quiet
     from trials.training.batches import Limit
 
-    trials = [tiny.trial(k, lora={"r": 3 + k, "target_modules": t}) for k, t in enumerate(TARGETS)]
+    trials = [tiny.trial(k, examples=32 + 16 * k, lora={"r": 3 + 3 * k, "target_modules": targets})
+              for k, targets in enumerate([*TARGETS, *TARGETS])]  # the last are wider than the bank
     assigned = assignment(tiny, adapters_dir=str(tmp_path), samples=2)
     driver = Recorder(trials)
     engine, driver.setup = prepare(assigned, driver)
+    engine.size = replace(engine.size, lag=lag)
     engine.run(driver)
+    assert len(driver.results) == 6
     data, base = engine.shared.data, engine.shared.base
     batches = evaluation_batches(data.eval, pad=0, limit=Limit(), device=base.device)
     for result in driver.results:
@@ -275,6 +284,45 @@ def test_complete_trials_leave_adapters_and_samples(tiny: Tiny, tmp_path: Path) 
             model = AutoPeftModelForCausalLM.from_pretrained(result.adapter)
         found = evaluate(model, batches, torch.float32).loss
         assert found == pytest.approx(result.eval_loss, rel=1e-5)
+
+
+def test_others_train_on_while_an_adapter_is_written(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And whoever comes next begins at the same clock, however long that takes."""
+    plain, told = Form.write, []
+    trials = [tiny.trial(0, examples=8, ticks=1, batch_size=2),
+              tiny.trial(1, examples=48, ticks=24, batch_size=2),
+              tiny.trial(2, examples=8, ticks=1, batch_size=2)]
+    for slow in (False, True):
+        trained_on = Event()
+
+        def write(
+            form: Form, factors: Any, folder: Path, *given: Any,
+            slow: bool = slow, trained_on: Event = trained_on,
+        ) -> Path:
+            if slow and folder.name == "0":
+                assert trained_on.wait(60.0)
+            return plain(form, factors, folder, *given)
+
+        def answer(report: Report, trained_on: Event = trained_on) -> Verdict:
+            if (report.trial, report.tick) == (1, 6):  # trial 0 was complete at the fourth
+                trained_on.set()
+            return CONTINUE
+
+        monkeypatch.setattr(Form, "write", write)
+        engine, driver = prepared(tiny, capacity=2)
+        engine.size = replace(engine.size, lag=1)
+        engine.shared.assignment = replace(engine.shared.assignment, adapters_dir=str(tmp_path))
+        driver.trials += trials
+        driver.answer = answer
+        engine.run(driver)
+        assert driver.notes == []
+        assert {result.adapter for result in driver.results} == {
+            str(tmp_path / str(k)) for k in range(3)}
+        told.append([(report.trial, report.tick) for report in driver.reports])
+    assert told[0] == told[1]
+    assert told[0].index((2, 1)) > told[0].index((1, 4 + WRITING))
 
 
 def test_the_base_is_as_before_afterwards(tiny: Tiny) -> None:

@@ -16,6 +16,7 @@ from trials.engines.packed import optim
 from trials.engines.packed.bank import Bank
 from trials.engines.packed.clock import Clock
 from trials.engines.packed.evaluation import PackedEvaluation
+from trials.engines.packed.skeleton import Form
 from trials.engines.trl import TrlEngine
 
 
@@ -115,6 +116,32 @@ def test_samples_are_written_in_halves_where_memory_runs_out(
 
         monkeypatch.setattr(TrlEngine, "samples", samples)
         assert written() == (together if most else dict.fromkeys(range(3), ()))
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize("fails", [(Bank, "fetched"), (Form, "write")])
+def test_an_adapter_that_cannot_be_written_costs_no_trial(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: tuple[type, str], lag: int
+) -> None:
+    engine, driver = prepared(tiny, capacity=2)
+    engine.size = replace(engine.size, lag=lag)
+    engine.shared.assignment = replace(engine.shared.assignment, adapters_dir=str(tmp_path))
+    plain: Any = getattr(*fails)
+
+    def second(*given: Any) -> Any:
+        calls.append(None)
+        if len(calls) == 2:
+            raise OSError("no space left on device")
+        return plain(*given)
+
+    calls: list[None] = []
+    monkeypatch.setattr(*fails, second)
+    driver.trials += [tiny.trial(k, seed=k, examples=16 + 8 * k) for k in range(4)]
+    engine.run(driver)
+    assert set(outcomes(driver).values()) == {Outcome.COMPLETE}
+    kept = {result.trial: result.adapter for result in driver.results}
+    assert kept == {k: None if k == 1 else str(tmp_path / str(k)) for k in range(4)}
+    assert driver.notes == ["the adapter of trial 1 is not kept: no space left on device"]
 
 
 @pytest.mark.parametrize("lag", [0, 1])

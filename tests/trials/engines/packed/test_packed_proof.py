@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from packs import alone, bench, check_distances, in_fp64, mixed, prepared, seated, ticked, trl
+from safetensors.torch import load_file
 from tiny import Tiny, made_in
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trials.adapters import export, fresh_adapter
+from trials.base import resolve_targets
 from trials.dropout import KeyedDropout
 from trials.engines.packed import products
 from trials.engines.packed.corpus import Corpus, Padded, Ragged, Rows, Samples
@@ -22,7 +26,10 @@ from trials.engines.packed.engine import PackedEngine
 from trials.engines.packed.layers import Flight
 from trials.engines.packed.optim import Optimizer
 from trials.engines.packed.products import PaddedProducts
+from trials.engines.packed.seat import Seat
 from trials.engines.packed.slots import Slots
+from trials.engines.trl import origin_of
+from trials.quiet import quiet
 from trials.training.batches import Batch
 
 PAD = 0
@@ -209,6 +216,23 @@ def test_a_base_kept_dequantised_gives_the_same_losses(
     assert losses[0] == losses[1]
 
 
+def by_peft(engine: PackedEngine, seat: Seat, folder: Path) -> Path:
+    """An adapter like a seat's, untrained and written by PEFT."""
+    base, lora = engine.shared.base, seat.trial.lora
+    targets = resolve_targets(base.facts, lora.target_modules)
+    with quiet(), fresh_adapter(base.model, lora, targets, seed=0) as adapter:
+        origin, revision = origin_of(base)
+        return export(adapter, folder, base=origin, revision=revision)
+
+
+def settings(folder: Path) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """An adapter's configuration, and the shapes of its tensors by name."""
+    found = json.loads((folder / "adapter_config.json").read_text())
+    found["target_modules"].sort()  # PEFT writes a set
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return found, {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
 def test_an_exported_adapter_gives_the_packed_logits(
     dense: Tiny, engine: PackedEngine, tmp_path: Path
 ) -> None:
@@ -220,7 +244,8 @@ def test_an_exported_adapter_gives_the_packed_logits(
         seats = seated(slots, *mixed(dense))
         ticked(slots, seats, 6)
         for seat in seats:
-            folder = slots.export(seat, tmp_path / str(seat.slot))
+            folder = slots.export(seat, tmp_path / str(seat.slot)).result()
+            assert settings(folder) == settings(by_peft(engine, seat, tmp_path / "by-peft"))
             scale = torch.full((1, 1, 1), seat.scale)
             flight = Flight(slots.bank.gathered([seat.slot]), PaddedProducts(scale))
             with slots.pack.flying(flight), torch.no_grad():

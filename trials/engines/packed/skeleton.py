@@ -1,26 +1,45 @@
 """Adapters as PEFT makes and writes them, on a copy of the base that holds no weights.
 
 A trial's first A must be the one that the TRL engine would draw, and its last adapter a folder
-that PEFT loads: both are done by PEFT itself, on a skeleton with the base's modules and shapes.
+that PEFT loads: PEFT itself makes the one and says how to write the other, on a skeleton with the
+base's modules and shapes.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trials.adapters import NAME, export, fresh_adapter, lora_layers
+from trials.adapters import NAME, PREFIX, fresh_adapter, lora_layers, write
 from trials.contract import LoraConfig
 from trials.engines.packed.bank import Drawn, Factors
 
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
 KEPT_BYTES = {"cuda": 2**31, "cpu": 2**28}  # of first adapters, on the host
 Origin = tuple[str, str | None]  # a folder or hub name, and its revision
+
+
+@dataclass(frozen=True)
+class Form:
+    """How PEFT writes an adapter: its settings, and where each of its tensors comes from."""
+
+    config: PeftConfig
+    names: Mapping[str, tuple[str, int]]  # PEFT's -> module path, 0 for its A and 1 for its B
+
+    def write(self, factors: Factors, folder: Path, origin: Origin) -> Path:
+        """Writes an adapter in PEFT format and returns `folder`."""
+        state = {name: factors[path][k] for name, (path, k) in self.names.items()}
+        return write(state, self.config, folder, base=origin[0], revision=origin[1])
 
 
 class Skeleton:
@@ -29,6 +48,7 @@ class Skeleton:
     def __init__(self, base: PreTrainedModel) -> None:
         self._pins, self._keeps = base.device.type == "cuda", KEPT_BYTES[base.device.type]
         self._drawn: OrderedDict[Any, Drawn] = OrderedDict()  # by rank, targets and seed
+        self._forms: dict[tuple[str, ...], Form] = {}  # by targets
         with torch.device("meta"):
             self._model = type(base)(base.config)
         real = dict(base.named_modules())
@@ -45,6 +65,7 @@ class Skeleton:
                 layers: Mapping[str, Any] = lora_layers(adapter.model)
                 found = self._kept({name: layer.lora_A[NAME].weight.detach()
                                     for name, layer in layers.items()})
+                self._forms.setdefault(key[1], _form(adapter.model))
         self._drawn[key] = found
         while len(self._drawn) > 1 and sum(map(_bytes, self._drawn.values())) > self._keeps:
             self._drawn.popitem(last=False)
@@ -58,24 +79,32 @@ class Skeleton:
         return {name: piece.view_as(a).copy_(a)
                 for piece, (name, a) in zip(pieces, drawn.items(), strict=True)}
 
-    def export(
-        self, factors: Factors, lora: LoraConfig, targets: Sequence[str], folder: Path,
-        origin: Origin,
-    ) -> Path:
-        """Writes an adapter in PEFT format and returns `folder`."""
-        with fresh_adapter(self._model, lora, targets, seed=None) as adapter:
-            layers: Mapping[str, Any] = lora_layers(adapter.model)
-            for name, layer in layers.items():
-                pair = (layer.lora_A[NAME], layer.lora_B[NAME])
-                for linear, value in zip(pair, factors[name], strict=True):
-                    linear.weight = nn.Parameter(value.float(), requires_grad=False)
-            return export(adapter, folder, base=origin[0], revision=origin[1])
+    def form(self, lora: LoraConfig, targets: Sequence[str]) -> Form:
+        """How such an adapter is written; trials of the same targets differ in settings alone."""
+        key = tuple(targets)
+        if key not in self._forms:
+            with fresh_adapter(self._model, lora, targets, seed=None) as adapter:
+                self._forms[key] = _form(adapter.model)
+        config: Any = copy.copy(self._forms[key].config)
+        config.r, config.lora_alpha, config.lora_dropout = lora.r, lora.alpha, lora.dropout
+        config.use_rslora = lora.rslora
+        return replace(self._forms[key], config=config)
 
 
 def targeted(paths: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
     """The paths that PEFT would adapt for these names: it matches them as suffixes."""
     return tuple(path for path in paths
                  if any(path == name or path.endswith(f".{name}") for name in targets))
+
+
+def _form(model: PeftModel) -> Form:
+    from peft import get_peft_model_state_dict
+
+    names = {}
+    for name in get_peft_model_state_dict(model, save_embedding_layers=False):
+        path, _, factor = name.removeprefix(PREFIX).rpartition(".lora_")
+        names[name] = path, "AB".index(factor[0])
+    return Form(model.peft_config[NAME], names)
 
 
 def _bytes(drawn: Drawn) -> int:
