@@ -9,7 +9,7 @@ whole adapters (clipping, optimizers, emptying) works on rows and knows no modul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -103,10 +103,9 @@ class Bank:
         """A slot's adapter of rank `r`: views of the bank."""
         return _factors(self.parameters[slot], self.shapes, self.r, r)
 
-    def fetched(self, slot: int, r: int) -> Callable[[], Factors]:
-        """A copy of the same on its way to the host; asking for it waits. It holds no bank."""
-        row, shapes, width = Later(self.parameters[slot]), self.shapes, self.r
-        return lambda: _factors(row.tensor(), shapes, width, r)
+    def fetched(self, slot: int, r: int) -> Factors:
+        """A copy of the same on the host; waits for the device."""
+        return _factors(Later(self.parameters[slot]).tensor(), self.shapes, self.r, r)
 
     def empty(self, slot: int) -> None:
         """Zeroes a slot's rows: what was not finite is gone too."""

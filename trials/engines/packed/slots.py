@@ -129,16 +129,16 @@ class Slots:
     def export(self, seat: Seat, folder: Path) -> Future[Path]:
         """Begins to write a seat's adapter, as it now is, as an ordinary PEFT folder.
 
-        Its slot may be freed or trained on meanwhile.
+        Waits for the device; then its slot may be freed or trained on.
         """
         lora, base = seat.trial.lora, self.shared.base
         form = self._skeleton.form(lora, resolve_targets(base.facts, lora.target_modules))
         most = KEPT_BYTES[base.device.type] // self.bank.parameters[0].nbytes  # copies at once
         while len(self._begun) > most:
             wait([self._begun.popleft()])
-        fetched = self.bank.fetched(seat.slot, lora.r)
-        written = self._adapters.submit(
-            lambda: form.write(fetched(), folder, origin_of(base)))
+        # Fetched here: a thread that waited for the device would break what is recorded meanwhile.
+        factors = self.bank.fetched(seat.slot, lora.r)
+        written = self._adapters.submit(form.write, factors, folder, origin_of(base))
         self._begun.append(written)
         return written
 
