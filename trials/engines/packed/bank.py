@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from trials.dropout import module_key
-from trials.engines.packed.later import Later, sent
+from trials.engines.packed.later import sent
 
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)  # widths; wider ones are multiples of the last
 BLOCK = 4096  # numbers of a row that one program of the optimizer's kernels takes
@@ -99,13 +99,11 @@ class Bank:
                 a[0, : drawn[name].shape[0]].copy_(drawn[name], non_blocking=True)
         self._round_row(slot)
 
-    def factors(self, slot: int, r: int) -> Factors:
+    def factors(self, slot: int, r: int) -> dict[str, tuple[Tensor, Tensor]]:
         """A slot's adapter of rank `r`: views of the bank."""
-        return _factors(self.parameters[slot], self.shapes, self.r, r)
-
-    def fetched(self, slot: int, r: int) -> Factors:
-        """A copy of the same on the host; waits for the device."""
-        return _factors(Later(self.parameters[slot]).tensor(), self.shapes, self.r, r)
+        row = self._row(self.parameters, slot)
+        return {name: (a[0, :r], b[0, :, :r])
+                for name, a, b in zip(self.shapes, row.a, row.b, strict=True)}
 
     def empty(self, slot: int) -> None:
         """Zeroes a slot's rows: what was not finite is gone too."""
@@ -176,27 +174,13 @@ class Bank:
         return self._views(rows[slot : slot + 1], self.ranks[slot : slot + 1])
 
     def _views(self, flat: Tensor, ranks: Tensor) -> Views:
-        a, b = _split(flat, self.shapes, self.r)
-        return Views(flat, a, b, self._index, ranks)
-
-
-def _split(
-    flat: Tensor, shapes: Shapes, r: int
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The a and the b of every module in the rows `[n, P]` of a bank of width `r`: views."""
-    a, b, start = [], [], 0
-    for d_in, d_out in shapes.values():
-        middle, end = start + r * d_in, start + r * (d_in + d_out)
-        a.append(flat[:, start:middle].view(-1, r, d_in))
-        b.append(flat[:, middle:end].view(-1, r, d_out).mT)
-        start = end
-    return tuple(a), tuple(b)
-
-
-def _factors(row: Tensor, shapes: Shapes, width: int, r: int) -> Factors:
-    """The adapter of rank `r` in a row `[P]` of a bank of width `width`: views."""
-    named = zip(shapes, *_split(row[None], shapes, width), strict=True)
-    return {name: (a[0, :r], b[0, :, :r]) for name, a, b in named}
+        a, b, start = [], [], 0
+        for d_in, d_out in self.shapes.values():
+            middle, end = start + self.r * d_in, start + self.r * (d_in + d_out)
+            a.append(flat[:, start:middle].view(-1, self.r, d_in))
+            b.append(flat[:, middle:end].view(-1, self.r, d_out).mT)
+            start = end
+        return Views(flat, tuple(a), tuple(b), self._index, ranks)
 
 
 def _blocks(shapes: Shapes, r: int) -> Tensor:

@@ -86,7 +86,7 @@ class PackedEngine:
                           drops=self.shared.assignment.dropout)
             stack.callback(clock.checkpoint, False)
             slots = Slots(self.shared, clock, pack, self._skeleton)
-            stack.callback(slots.close)
+            stack.callback(slots.writer.close)
             yield slots
 
     def compile(self, tokens: int) -> None:

@@ -25,10 +25,12 @@ class Later:
     """A copy of a tensor on its way to the host; only reading it waits."""
 
     def __init__(self, tensor: Tensor) -> None:
-        cuda = tensor.device.type == "cuda"
-        self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=cuda)
-        self._host.copy_(tensor, non_blocking=cuda)
-        self._event: Any = _mark() if cuda else None
+        self._event: Any = None
+        self._host = tensor
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = _mark()
 
     def tensor(self) -> Tensor:
         """The copy."""

@@ -1,7 +1,6 @@
 """The work of one run: slots are filled, trained clock by clock, and freed.
 
     fill free slots -> one clock -> evaluate who is at a tick -> hear the device, tell the driver
-    -> free the slots of those who have ended
 
 What the device found out about a clock is heard `lag` clocks later, always the same number, so
 that the device need not wait; what a stopped trial did meanwhile is told to nobody.
@@ -13,10 +12,8 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from trials.contract import Driver, Outcome, Sample, TrialConfig, TrialResult, Turn
 from trials.engines import WAIT_S
@@ -30,7 +27,6 @@ from trials.engines.packed.slots import Slots
 from trials.training.limits import check_device, end_of, out_of_memory
 from trials.training.plan import Step
 
-WRITING = 4  # clocks in which an adapter is mostly written; where it is not, the device waits
 ROUNDS = 64  # of steps that trials make alone before they try again to make them together, at most
 
 
@@ -56,16 +52,6 @@ class Heard:
     states: dict[Seat, Callable[[], Snapshot]]  # of whose trial one is due
 
 
-@dataclass(frozen=True)
-class Leaving:
-    """A complete trial that stays in its slot while its adapter is written."""
-
-    seat: Seat
-    result: TrialResult
-    adapter: Future[Path]
-    at: int  # the clock after which it ends, always as many later
-
-
 class Shift:
     """The work of one `run`."""
 
@@ -79,8 +65,6 @@ class Shift:
         self._rounds = 1  # of steps alone, after the next such clock
         self._most = self.slots.bank.slots  # seats that are filled
         self._done = False  # the driver has no more trials
-        self._leaving: deque[Leaving] = deque()
-        self._clocks = 0
         self._ask_at = 0.0  # not before; on `time.monotonic`'s clock
 
     def work(self) -> None:
@@ -94,7 +78,6 @@ class Shift:
             elif not self.slots.seats:
                 time.sleep(max(0.0, self._ask_at - time.monotonic()))
             self._hear(self.lag if self._at_work else 0)
-            self._see_off()
 
     @property
     def _at_work(self) -> list[Seat]:
@@ -134,7 +117,6 @@ class Shift:
         while self._alone and self._alone[0] not in at_work:
             self._alone.popleft()
         seats = [self._alone[0]] if self._alone else at_work
-        self._clocks += 1
         try:
             with self.idle.working():
                 told = self.slots.clock.tick(seats)
@@ -253,31 +235,11 @@ class Shift:
             self._end(seat)
 
     def _end(self, seat: Seat) -> None:
-        adapter = None
         if seat.course.outcome is Outcome.COMPLETE:
-            adapter = self.slots.keep(seat)
-        result = seat.course.result()
-        if adapter is None:
-            self._leave(seat, result)
-        else:
-            at = self._clocks + (WRITING if self.lag else 0)
-            self._leaving.append(Leaving(seat, result, adapter, at))
-
-    def _see_off(self) -> None:
-        """Ends those whose adapter is due to be written; the driver has it, or a note, then."""
-        while self._leaving and (self._leaving[0].at <= self._clocks or not self._at_work):
-            leaving = self._leaving.popleft()
-            seat, result = leaving.seat, leaving.result
-            try:
-                result = replace(result, adapter=str(leaving.adapter.result()))
-            except Exception as error:  # a full disk, say: the trial is complete all the same
-                seat.course.note(f"the adapter of trial {result.trial} is not kept: {error}")
-            self._leave(seat, result)
-
-    def _leave(self, seat: Seat, result: TrialResult) -> None:
+            self.slots.keep(seat)
         self.slots.leave(seat)
         seat.course.keeping.settle()
-        self.driver.finish(result)
+        self.driver.finish(seat.course.result())
 
     def _rescue(self, error: Exception, seats: Sequence[Seat]) -> None:
         """After a clock that failed: with less at once, or each alone until its next step.

@@ -65,7 +65,6 @@ class Skeleton:
                 layers: Mapping[str, Any] = lora_layers(adapter.model)
                 found = self._kept({name: layer.lora_A[NAME].weight.detach()
                                     for name, layer in layers.items()})
-                self._forms.setdefault(key[1], _form(adapter.model))
         self._drawn[key] = found
         while len(self._drawn) > 1 and sum(map(_bytes, self._drawn.values())) > self._keeps:
             self._drawn.popitem(last=False)

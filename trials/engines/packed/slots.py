@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from trials.engines.packed.layers import Flight, Pack
 from trials.engines.packed.optim import check_supported
 from trials.engines.packed.products import PaddedProducts
 from trials.engines.packed.seat import PackedCourse, Seat
-from trials.engines.packed.skeleton import KEPT_BYTES, Skeleton, targeted
+from trials.engines.packed.skeleton import Skeleton, targeted
 from trials.engines.trl import TrlEngine, origin_of
 from trials.training.limits import free_memory, out_of_memory
 from trials.training.state import State, Writer
@@ -35,8 +33,6 @@ class Slots:
     def __init__(self, shared: TrlEngine, clock: Clock, pack: Pack, skeleton: Skeleton) -> None:
         self.shared, self.clock, self.pack, self._skeleton = shared, clock, pack, skeleton
         self.writer = Writer()
-        self._adapters = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapters")
-        self._begun: deque[Future[Path]] = deque()  # adapters, begun, the last ones
         self._seats: list[Seat | None] = [None] * clock.bank.slots
 
     @property
@@ -110,42 +106,23 @@ class Slots:
             self.clock.move(last.slot, free)
             self._seats[last.slot], self._seats[free], last.slot = None, last, free
 
-    def keep(self, seat: Seat) -> Future[Path] | None:
-        """Leaves of a complete trial what the assignment asks for: samples, an adapter.
-
-        The adapter is written beside the training; null where none is wanted.
-        """
+    def keep(self, seat: Seat) -> None:
+        """Leaves of a complete trial what the assignment asks for: samples, an adapter."""
         folder, course = self.shared.assignment.adapters_dir, seat.course
         course.samples = course.samples or course.written
         if folder is None:
-            return None
+            return
         try:
-            return self.export(seat, Path(folder) / str(seat.trial.number))
-        except Exception as error:
-            failed: Future[Path] = Future()
-            failed.set_exception(error)
-            return failed
+            course.adapter = str(self.export(seat, Path(folder) / str(seat.trial.number)))
+        except Exception as error:  # a full disk, say: the trial is complete all the same
+            course.note(f"the adapter of trial {seat.trial.number} is not kept: {error}")
 
-    def export(self, seat: Seat, folder: Path) -> Future[Path]:
-        """Begins to write a seat's adapter, as it now is, as an ordinary PEFT folder.
-
-        Waits for the device; then its slot may be freed or trained on.
-        """
-        lora, base = seat.trial.lora, self.shared.base
+    def export(self, seat: Seat, folder: Path) -> Path:
+        """Writes a seat's adapter as an ordinary PEFT folder."""
+        lora = seat.trial.lora
+        base = self.shared.base
         form = self._skeleton.form(lora, resolve_targets(base.facts, lora.target_modules))
-        most = KEPT_BYTES[base.device.type] // self.bank.parameters[0].nbytes  # copies at once
-        while len(self._begun) > most:
-            wait([self._begun.popleft()])
-        # Fetched here: a thread that waited for the device would break what is recorded meanwhile.
-        factors = self.bank.fetched(seat.slot, lora.r)
-        written = self._adapters.submit(form.write, factors, folder, origin_of(base))
-        self._begun.append(written)
-        return written
-
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self.writer.close()
-        self._adapters.shutdown()
+        return form.write(self.bank.factors(seat.slot, lora.r), folder, origin_of(base))
 
     def written(self, seats: Sequence[Seat]) -> list[tuple[Sample, ...]]:
         """What the seats' models write for the evaluation's first prompts.

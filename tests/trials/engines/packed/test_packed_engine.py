@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -26,8 +25,6 @@ from trials.contract import (
     tick_examples,
 )
 from trials.engines.packed import prepare, size
-from trials.engines.packed.shift import WRITING
-from trials.engines.packed.skeleton import Form
 from trials.training import state as training_state
 from trials.training.batches import Limit
 from trials.training.state import State, read_state
@@ -284,45 +281,6 @@ def test_complete_trials_leave_adapters_and_samples(
             model = AutoPeftModelForCausalLM.from_pretrained(result.adapter)
         found = evaluate(model, batches, torch.float32).loss
         assert found == pytest.approx(result.eval_loss, rel=1e-5)
-
-
-def test_others_train_on_while_an_adapter_is_written(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And whoever comes next begins at the same clock, however long that takes."""
-    plain, told = Form.write, []
-    trials = [tiny.trial(0, examples=8, ticks=1, batch_size=2),
-              tiny.trial(1, examples=48, ticks=24, batch_size=2),
-              tiny.trial(2, examples=8, ticks=1, batch_size=2)]
-    for slow in (False, True):
-        trained_on = Event()
-
-        def write(
-            form: Form, factors: Any, folder: Path, *given: Any,
-            slow: bool = slow, trained_on: Event = trained_on,
-        ) -> Path:
-            if slow and folder.name == "0":
-                assert trained_on.wait(60.0)
-            return plain(form, factors, folder, *given)
-
-        def answer(report: Report, trained_on: Event = trained_on) -> Verdict:
-            if (report.trial, report.tick) == (1, 6):  # trial 0 was complete at the fourth
-                trained_on.set()
-            return CONTINUE
-
-        monkeypatch.setattr(Form, "write", write)
-        engine, driver = prepared(tiny, capacity=2)
-        engine.size = replace(engine.size, lag=1)
-        engine.shared.assignment = replace(engine.shared.assignment, adapters_dir=str(tmp_path))
-        driver.trials += trials
-        driver.answer = answer
-        engine.run(driver)
-        assert driver.notes == []
-        assert {result.adapter for result in driver.results} == {
-            str(tmp_path / str(k)) for k in range(3)}
-        told.append([(report.trial, report.tick) for report in driver.reports])
-    assert told[0] == told[1]
-    assert told[0].index((2, 1)) > told[0].index((1, 4 + WRITING))
 
 
 def test_the_base_is_as_before_afterwards(tiny: Tiny) -> None:

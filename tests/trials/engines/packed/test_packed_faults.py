@@ -118,15 +118,12 @@ def test_samples_are_written_in_halves_where_memory_runs_out(
         assert written() == (together if most else dict.fromkeys(range(3), ()))
 
 
-@pytest.mark.parametrize("lag", [0, 1])
-@pytest.mark.parametrize("fails", [(Bank, "fetched"), (Form, "write")])
 def test_an_adapter_that_cannot_be_written_costs_no_trial(
-    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: tuple[type, str], lag: int
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     engine, driver = prepared(tiny, capacity=2)
-    engine.size = replace(engine.size, lag=lag)
     engine.shared.assignment = replace(engine.shared.assignment, adapters_dir=str(tmp_path))
-    plain: Any = getattr(*fails)
+    plain, calls = Form.write, []
 
     def second(*given: Any) -> Any:
         calls.append(None)
@@ -134,8 +131,7 @@ def test_an_adapter_that_cannot_be_written_costs_no_trial(
             raise OSError("no space left on device")
         return plain(*given)
 
-    calls: list[None] = []
-    monkeypatch.setattr(*fails, second)
+    monkeypatch.setattr(Form, "write", second)
     driver.trials += [tiny.trial(k, seed=k, examples=16 + 8 * k) for k in range(4)]
     engine.run(driver)
     assert set(outcomes(driver).values()) == {Outcome.COMPLETE}

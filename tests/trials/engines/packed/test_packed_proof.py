@@ -244,7 +244,7 @@ def test_an_exported_adapter_gives_the_packed_logits(
         seats = seated(slots, *mixed(dense))
         ticked(slots, seats, 6)
         for seat in seats:
-            folder = slots.export(seat, tmp_path / str(seat.slot)).result()
+            folder = slots.export(seat, tmp_path / str(seat.slot))
             assert settings(folder) == settings(by_peft(engine, seat, tmp_path / "by-peft"))
             scale = torch.full((1, 1, 1), seat.scale)
             flight = Flight(slots.bank.gathered([seat.slot]), PaddedProducts(scale))
