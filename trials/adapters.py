@@ -98,12 +98,11 @@ def write(
     return folder
 
 
-def _inject(
-    base: PreTrainedModel, lora: LoraConfig, targets: Sequence[str], seed: int | None
-) -> PeftModel:
+def settings(lora: LoraConfig, targets: Sequence[str]) -> PeftConfig:
+    """An adapter's settings as PEFT has them."""
     import peft
 
-    config = peft.LoraConfig(
+    return peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
@@ -112,6 +111,14 @@ def _inject(
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+def _inject(
+    base: PreTrainedModel, lora: LoraConfig, targets: Sequence[str], seed: int | None
+) -> PeftModel:
+    import peft
+
+    config = settings(lora, targets)
     if seed is None:
         return peft.get_peft_model(base, config, adapter_name=NAME, low_cpu_mem_usage=True)
     devices = [base.device] if base.device.type == "cuda" else []

@@ -7,39 +7,22 @@ base's modules and shapes.
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trials.adapters import NAME, PREFIX, fresh_adapter, lora_layers, write
+from trials.adapters import NAME, PREFIX, fresh_adapter, lora_layers, settings, write
 from trials.contract import LoraConfig
 from trials.engines.packed.bank import Drawn, Factors
 
-if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
-
 KEPT_BYTES = {"cuda": 2**31, "cpu": 2**28}  # of first adapters, on the host
 Origin = tuple[str, str | None]  # a folder or hub name, and its revision
-
-
-@dataclass(frozen=True)
-class Form:
-    """How PEFT writes an adapter: its settings, and where each of its tensors comes from."""
-
-    config: PeftConfig
-    names: Mapping[str, tuple[str, int]]  # PEFT's -> module path, 0 for its A and 1 for its B
-
-    def write(self, factors: Factors, folder: Path, origin: Origin) -> Path:
-        """Writes an adapter in PEFT format and returns `folder`."""
-        state = {name: factors[path][k] for name, (path, k) in self.names.items()}
-        return write(state, self.config, folder, base=origin[0], revision=origin[1])
+Names = Mapping[str, tuple[str, int]]  # PEFT's of a tensor -> module path, 0 for its A, 1 for its B
 
 
 class Skeleton:
@@ -48,7 +31,7 @@ class Skeleton:
     def __init__(self, base: PreTrainedModel) -> None:
         self._pins, self._keeps = base.device.type == "cuda", KEPT_BYTES[base.device.type]
         self._drawn: OrderedDict[Any, Drawn] = OrderedDict()  # by rank, targets and seed
-        self._forms: dict[tuple[str, ...], Form] = {}  # by targets
+        self._names: dict[tuple[str, ...], Names] = {}  # by targets
         with torch.device("meta"):
             self._model = type(base)(base.config)
         real = dict(base.named_modules())
@@ -78,16 +61,24 @@ class Skeleton:
         return {name: piece.view_as(a).copy_(a)
                 for piece, (name, a) in zip(pieces, drawn.items(), strict=True)}
 
-    def form(self, lora: LoraConfig, targets: Sequence[str]) -> Form:
-        """How such an adapter is written; trials of the same targets differ in settings alone."""
-        key = tuple(targets)
-        if key not in self._forms:
+    def export(
+        self, factors: Factors, lora: LoraConfig, targets: Sequence[str], folder: Path,
+        origin: Origin,
+    ) -> Path:
+        """Writes an adapter in PEFT format and returns `folder`."""
+        names = self._names_in_files(lora, tuple(targets))
+        state = {name: factors[path][k] for name, (path, k) in names.items()}
+        return write(state, settings(lora, targets), folder, base=origin[0], revision=origin[1])
+
+    def _names_in_files(self, lora: LoraConfig, targets: tuple[str, ...]) -> Names:
+        """PEFT is asked once for all adapters of these targets, which takes it a while."""
+        from peft import get_peft_model_state_dict
+
+        if targets not in self._names:
             with fresh_adapter(self._model, lora, targets, seed=None) as adapter:
-                self._forms[key] = _form(adapter.model)
-        config: Any = copy.copy(self._forms[key].config)
-        config.r, config.lora_alpha, config.lora_dropout = lora.r, lora.alpha, lora.dropout
-        config.use_rslora = lora.rslora
-        return replace(self._forms[key], config=config)
+                state = get_peft_model_state_dict(adapter.model, save_embedding_layers=False)
+            self._names[targets] = {name: _place(name) for name in state}
+        return self._names[targets]
 
 
 def targeted(paths: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
@@ -96,14 +87,9 @@ def targeted(paths: Sequence[str], targets: Sequence[str]) -> tuple[str, ...]:
                  if any(path == name or path.endswith(f".{name}") for name in targets))
 
 
-def _form(model: PeftModel) -> Form:
-    from peft import get_peft_model_state_dict
-
-    names = {}
-    for name in get_peft_model_state_dict(model, save_embedding_layers=False):
-        path, _, factor = name.removeprefix(PREFIX).rpartition(".lora_")
-        names[name] = path, "AB".index(factor[0])
-    return Form(model.peft_config[NAME], names)
+def _place(name: str) -> tuple[str, int]:
+    path, _, factor = name.removeprefix(PREFIX).rpartition(".lora_")
+    return path, "AB".index(factor[0])
 
 
 def _bytes(drawn: Drawn) -> int:

@@ -120,9 +120,9 @@ class Slots:
     def export(self, seat: Seat, folder: Path) -> Path:
         """Writes a seat's adapter as an ordinary PEFT folder."""
         lora = seat.trial.lora
-        base = self.shared.base
-        form = self._skeleton.form(lora, resolve_targets(base.facts, lora.target_modules))
-        return form.write(self.bank.factors(seat.slot, lora.r), folder, origin_of(base))
+        names = resolve_targets(self.shared.base.facts, lora.target_modules)
+        factors = self.bank.factors(seat.slot, lora.r)
+        return self._skeleton.export(factors, lora, names, folder, origin_of(self.shared.base))
 
     def written(self, seats: Sequence[Seat]) -> list[tuple[Sample, ...]]:
         """What the seats' models write for the evaluation's first prompts.

@@ -265,7 +265,7 @@ def test_complete_trials_leave_adapters_and_samples(
     from trials.training.batches import Limit
 
     trials = [tiny.trial(k, examples=32 + 16 * k, lora={"r": 3 + 3 * k, "target_modules": targets})
-              for k, targets in enumerate([*TARGETS, *TARGETS])]  # the last are wider than the bank
+              for k, targets in enumerate([*TARGETS, *TARGETS])]  # the last is wider than the bank
     assigned = assignment(tiny, adapters_dir=str(tmp_path), samples=2)
     driver = Recorder(trials)
     engine, driver.setup = prepare(assigned, driver)

@@ -16,7 +16,7 @@ from trials.engines.packed import optim
 from trials.engines.packed.bank import Bank
 from trials.engines.packed.clock import Clock
 from trials.engines.packed.evaluation import PackedEvaluation
-from trials.engines.packed.skeleton import Form
+from trials.engines.packed.skeleton import Skeleton
 from trials.engines.trl import TrlEngine
 
 
@@ -123,7 +123,7 @@ def test_an_adapter_that_cannot_be_written_costs_no_trial(
 ) -> None:
     engine, driver = prepared(tiny, capacity=2)
     engine.shared.assignment = replace(engine.shared.assignment, adapters_dir=str(tmp_path))
-    plain, calls = Form.write, []
+    plain, calls = Skeleton.export, []
 
     def second(*given: Any) -> Any:
         calls.append(None)
@@ -131,7 +131,7 @@ def test_an_adapter_that_cannot_be_written_costs_no_trial(
             raise OSError("no space left on device")
         return plain(*given)
 
-    monkeypatch.setattr(Form, "write", second)
+    monkeypatch.setattr(Skeleton, "export", second)
     driver.trials += [tiny.trial(k, seed=k, examples=16 + 8 * k) for k in range(4)]
     engine.run(driver)
     assert set(outcomes(driver).values()) == {Outcome.COMPLETE}
