@@ -15,8 +15,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from socket import gethostname
 
 import psutil  # type: ignore[import-untyped]
+
+from sweep.processes import lives, started
 
 GONE_S = 60.0  # a killed process gives its memory back within seconds, unless the device hangs
 LOOK_S = 0.1
@@ -65,10 +68,10 @@ def _folder() -> Path:
 
 
 def _locked() -> tuple[Path, int]:
-    me = psutil.Process()
-    path = _folder() / f"{me.pid}-{time.monotonic_ns()}.json"
+    me = os.getpid()
+    path = _folder() / f"{me}-{time.monotonic_ns()}.json"
     with open(path, "x") as file:
-        json.dump({"pid": me.pid, "started": me.create_time()}, file)
+        json.dump({"pid": me, "started": started(me)}, file)
         file.flush()
         handle = fcntl.fcntl(file.fileno(), fcntl.F_DUPFD_CLOEXEC, HIGH)
         try:
@@ -89,9 +92,7 @@ def _files_of_the_dead() -> list[Path]:
 def _driver_lives(path: Path) -> bool:
     try:
         said = json.loads(path.read_text())
-        return bool(psutil.Process(said["pid"]).create_time() == said["started"])
-    except psutil.NoSuchProcess:
-        return False
+        return bool(lives(gethostname(), said["pid"], said["started"]))
     except (OSError, psutil.Error, ValueError, KeyError, TypeError):
         return not path.exists() or time.time() - path.stat().st_mtime < GONE_S  # being written
 

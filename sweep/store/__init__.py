@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from sweep.processes import lives
 from sweep.store import older, samples, schema
 from sweep.store.database import (
     connect,
@@ -224,8 +225,11 @@ class Store:
         """When the driver at work on the study last wrote its seconds; None where none is."""
         table = schema.locks
         with self.engine.connect() as db:
-            at = db.scalar(sa.select(table.c.alive_at).where(table.c.study == study))
-        return at if at is not None and time.time() - at < ALIVE_S else None
+            row = db.execute(sa.select(table).where(table.c.study == study)).first()
+        if row is None or time.time() - row.alive_at >= ALIVE_S:
+            return None
+        gone = lives(row.host, row.pid, row.process_started) is False
+        return None if gone else float(row.alive_at)
 
     def trials(self, uuid: str, number: int | None = None) -> list[TrialRecord]:
         """The study's trials (or one) by number: the latest attempt, the ticks of all attempts."""

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import time
 import uuid
 from dataclasses import dataclass
 
-import psutil  # type: ignore[import-untyped]
 import sqlalchemy as sa
 
+from sweep.processes import lives, started
 from sweep.store import schema
 from trials.contract import InputError
 
-SAME_S = 0.5  # between two readings of when one process started
 STALE_S = 600.0  # a driver of another host is taken for dead after so long without a sign of life
 BEAT_S = 2.0  # between two signs of life; a killed run is counted up to its last one
 
@@ -75,7 +73,7 @@ def take(engine: sa.Engine, study: str) -> StudyLock:
     now, me = time.time(), os.getpid()
     lock = StudyLock(engine, study, str(uuid.uuid4()), now)
     row = {"study": study, "token": lock.token, "host": socket.gethostname(), "pid": me,
-           "process_started": _started(me), "since": now, "alive_at": now}  # fmt: skip
+           "process_started": started(me), "since": now, "alive_at": now}  # fmt: skip
     dead = refuse_if_held(engine, study)
     try:
         with engine.begin() as db:
@@ -112,18 +110,7 @@ def refuse_if_held(engine: sa.Engine, study: str) -> str | None:
 
 
 def _alive(row: sa.RowMapping) -> bool:
-    if row["host"] != socket.gethostname():
-        # A sign of life from the far future is of a clock that was wrong then. Should its driver
-        # live after all, it finds its lock taken and stops.
-        return bool(abs(time.time() - row["alive_at"]) < STALE_S)
-    try:
-        started = _started(row["pid"])
-    except psutil.NoSuchProcess:
-        return False
-    return bool(abs(started - row["process_started"]) < SAME_S)  # the pid may be another's by now
-
-
-def _started(pid: int) -> float:
-    """When a process started; on Linux since the boot, so that no clock set anew changes it."""
-    started: float = psutil.Process(pid).create_time()
-    return started - psutil.boot_time() if sys.platform == "linux" else started
+    known = lives(row["host"], row["pid"], row["process_started"])
+    # A sign of life from the far future is of a clock that was wrong then. Should its driver live
+    # after all, it finds its lock taken and stops.
+    return abs(time.time() - float(row["alive_at"])) < STALE_S if known is None else known

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sweeping import Recorder, stored, sweep_config
 
@@ -354,12 +355,17 @@ def test_the_next_run_waits_until_a_killed_ones_workers_are_gone(killed_run: Any
     assert len(notes) <= 1
 
 
+@pytest.mark.parametrize("later", [0.0, 3600.0])
 def test_a_living_runs_workers_are_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, later: float
 ) -> None:
+    """Nor where the clock has been set anew, which a process's start seems to follow."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    boot, created = psutil.boot_time() + later, psutil.Process().create_time() + later
     with remains.held() as lock:
         assert lock is not None
+        monkeypatch.setattr(psutil, "boot_time", lambda: boot)
+        monkeypatch.setattr(psutil.Process, "create_time", lambda _: created)
         remains.wait_for_others(pytest.fail, patience_s=0.0)
     assert not list(tmp_path.rglob("*.json"))
 

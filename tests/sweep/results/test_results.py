@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import socket
 import subprocess
 import sys
 import time
@@ -74,21 +75,36 @@ def test_the_only_study_is_shown(results: Path, capsys: pytest.CaptureFixture[st
     assert "\x1b" not in shown
 
 
+def lock(results: Path, *, host: str) -> None:
+    """Leaves the lock of a driver that was heard 20 s ago; on this host its process is gone."""
+    store, now = Store(f"sqlite:///{results / 'sweep.db'}", create=True), time.time()
+    with store.engine.begin() as db:
+        db.execute(schema.locks.insert().values(
+            study="lora_rank", token="t", host=host, pid=1, process_started=-1000.0, since=0,
+            alive_at=now - 20))  # fmt: skip
+        db.execute(schema.trials.update().values(started_at=now - 3000))
+    store.close()
+
+
 def test_times_go_on_while_a_driver_lives(
     results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _fill(results, "lora_rank")
-    store, now = Store(f"sqlite:///{results / 'sweep.db'}", create=True), time.time()
-    with store.engine.begin() as db:
-        db.execute(schema.locks.insert().values(
-            study="lora_rank", token="t", host="h", pid=1, process_started=0, since=0,
-            alive_at=now - 20))  # fmt: skip
-        db.execute(schema.trials.update().values(started_at=now - 3000))
-    store.close()
+    lock(results, host="elsewhere")
     told = _said(capsys)
     assert "in 1:35" in told or "in 1:36" in told
     running = next(line for line in told.splitlines() if "▸" in line)
     assert "50:0" in running
+
+
+def test_nothing_runs_once_the_driver_of_this_host_is_gone(
+    results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _fill(results, "lora_rank")
+    lock(results, host=socket.gethostname())
+    told = _said(capsys)
+    assert "in 1:15, 1 not finished" in told
+    assert "▸" not in told and "stopped" in told
 
 
 def test_what_samples_cost_is_said(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sqlalchemy as sa
 from sweeping import Recorder, in_optuna, ready, run_inline, stored, sweep_config
@@ -23,7 +24,7 @@ from sweep.observers.files import Files
 from sweep.run import run_sweep
 from sweep.store import database
 from sweep.store.database import sqlite_path
-from sweep.study import guard, lock
+from sweep.study import guard
 from sweep.study.guard import StudyLost
 from trials.contract import InputError, Report, TrialConfig, TrialResult, Verdict
 
@@ -293,10 +294,10 @@ def test_a_process_is_known_by_its_start_whatever_the_clock_says(
     boot: float, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver, _ = ready(config)
-    times = lock.psutil.boot_time() + boot
-    created = lock.psutil.Process().create_time() + boot  # both follow the clock
-    monkeypatch.setattr(lock.psutil, "boot_time", lambda: times)
-    monkeypatch.setattr(lock.psutil.Process, "create_time", lambda _: created)
+    times = psutil.boot_time() + boot
+    created = psutil.Process().create_time() + boot  # both follow the clock
+    monkeypatch.setattr(psutil, "boot_time", lambda: times)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: created)
     with pytest.raises(InputError, match="is being run by process"):
         run_sweep(config, Recorder())
     driver.close()
