@@ -17,10 +17,14 @@ def started(pid: int) -> float:
 
 
 def lives(host: str, pid: int, since: float) -> bool | None:
-    """Whether the process that started then still lives; None: it is of another host."""
+    """Whether the process that started then still lives; None: it is of another host.
+
+    One that has ended counts as dead even if nobody has asked how, as in containers without init.
+    """
     if host != socket.gethostname():
         return None
     try:
-        return abs(started(pid) - since) < SAME_S  # the number may be another's by now
+        same = abs(started(pid) - since) < SAME_S  # the number may be another's by now
+        return same and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
